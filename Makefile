@@ -1,0 +1,36 @@
+# Two commands do everything on a machine with python3 (3.11+), make and a package index:
+#   make demo    the main job on real data
+#   make test    the tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+.DELETE_ON_ERROR:
+
+demo: .venv/run.stamp
+	$(BIN)/privet simulate --compare
+
+test: .venv/dev.stamp
+	$(BIN)/pytest
+
+check: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	mkdir -p .venv/check && ln -sfn "$(CURDIR)" .venv/check/privet # mypy wants the folder to bear the package's name
+	MYPYPATH=.venv/check $(BIN)/mypy -p privet
+	$(BIN)/pytest
+
+# torch first: asked for by another package it would come with CUDA (constraints.txt).
+.venv/run.stamp: pyproject.toml constraints.txt
+	@echo "setting up .venv (about a minute, once)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,28 @@
+"""The names by which server and node speak through Flower messages; both sides read them here.
+
+query.describe   -> config: name, declared-size, task-version
+query.initial    -> arrays
+train            -> arrays, metrics: declared-size
+evaluate         -> metrics: declared-size and, by name, the sum of each metric over records
+anything refused -> Error(REFUSED, one code of the closed list)
+"""
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+
+DESCRIBE = "query.describe"
+INITIAL = "query.initial"
+TRAIN = "train"
+EVALUATE = "evaluate"
+
+SUBMISSION = "submission"
+ROUND = "round"
+ATTEMPT = "attempt"
+
+NAME = "name"
+DECLARED_SIZE = "declared-size"
+TASK_VERSION = "task-version"
+
+# Flower reserves small numbers for itself.
+REFUSED = 1000

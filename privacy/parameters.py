@@ -1,0 +1,49 @@
+"""Parameters: a model as named float32 arrays, and the checks on those that come from outside."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Parameters = Mapping[str, Array]
+
+# One GiB of float32: above it a message is not an update but an attack, or wants an ADR.
+MOST_VALUES = 2**28
+MOST_ARRAYS = 10_000
+LONGEST_NAME = 256
+
+
+def problem_of(parameters: Parameters, like: Parameters | None = None) -> str | None:
+    """Why these may not be used as parameters, or as an update of `like`; None when they may."""
+    if not 0 < len(parameters) <= MOST_ARRAYS:
+        return f"{len(parameters)} arrays, allowed are 1 to {MOST_ARRAYS}"
+    if sum(math.prod(array.shape) for array in parameters.values()) > MOST_VALUES:
+        return f"more than {MOST_VALUES} values"
+    if like is not None and shapes_of(parameters) != shapes_of(like):
+        return "other names or shapes than the model that was sent"
+    for name, array in parameters.items():
+        if not 0 < len(name) <= LONGEST_NAME:
+            return f"a name of {len(name)} characters, allowed are 1 to {LONGEST_NAME}"
+        if array.dtype != np.float32:
+            return f"{name} is {array.dtype}, not float32"
+        if not np.isfinite(array).all():
+            return f"{name} holds a value that is not finite"
+    return None
+
+
+def shapes_of(parameters: Parameters) -> dict[str, tuple[int, ...]]:
+    """The names and shapes: public, by the task."""
+    return {name: array.shape for name, array in parameters.items()}
+
+
+def hash_of(parameters: Parameters) -> str:
+    """SHA-256 over names, shapes and bytes, in the order of names. Hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(parameters):
+        array = np.ascontiguousarray(parameters[name])
+        digest.update(f"{len(name)}:{name}{array.shape}{array.dtype.str}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

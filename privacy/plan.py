@@ -1,0 +1,265 @@
+"""Plan: what an operator asks for, and the rules by which it can be meant.
+
+Everything that the privacy claim depends on is a public constant here or declared by the node: never a value computed
+from records. A plan knows nothing of files (`plan_file.py`), of who asks (`submission.py`), or of how it is carried
+out. Keys are spelled in kebab-case; an unknown key is an error. One plan, one meaning: the same plan always hashes
+alike.
+"""
+
+import difflib
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+
+# Limits of a plan. They bound what a node can be asked to compute, and keep integers exact in canonical JSON (2^53).
+LARGEST_SEED = 2**53 - 1
+MOST_ROUNDS = 100_000
+MOST_STEPS = 100_000
+MOST_NODES = 100_000
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+# The entry points under which tasks are installed: a plan names one of them.
+TASK_GROUP = "privet.tasks"
+
+# Strategies of flwr.serverapp.strategy, by the plan's name. Streaming: a running average, one model in memory.
+STREAMING_STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
+# These compare updates with each other, so that all of a round's are kept in memory.
+KEEPING_STRATEGIES = ("krum", "multikrum", "bulyan", "fedmedian", "fedtrimmedavg")
+REFUSED_STRATEGIES = {
+    "qfedavg": "it weighs each node by its training loss, which is computed from records and not released",
+    "fedxgbbagging": "it aggregates trees, and a task here is a torch module",
+    "fedxgbcyclic": "it hands trees from node to node, and a task here is a torch module",
+    "dp-fixed-clipping": "its noise and its accountant stand at the server; here each node protects its own records",
+    "dp-adaptive-clipping": "its noise and its accountant stand at the server; here each node protects its own records",
+}
+
+Name = Annotated[StrictStr, Field(pattern=NAME_PATTERN)]
+Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[StrictFloat, Field(gt=0, le=1)]
+Momentum = Annotated[StrictFloat, Field(ge=0, lt=1)]
+OptionValue = StrictBool | StrictInt | StrictFloat | StrictStr
+
+
+class Section(BaseModel):
+    """A table of the plan: frozen, strict, kebab-case."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, alias_generator=lambda name: name.replace("_", "-")
+    )
+
+
+class RunSection(Section):
+    """What is trained, and for how long."""
+
+    name: Name
+    task: Name
+    dataset: Name | None = None
+    seed: Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)] = 0
+    rounds: Annotated[StrictInt, Field(ge=1, le=MOST_ROUNDS)]
+    spare_rounds: Annotated[StrictInt, Field(ge=0, le=MOST_ROUNDS)] = 0
+
+
+class AggregationSection(Section):
+    """How the server chooses nodes and joins their updates."""
+
+    strategy: StrictStr = "fedavg"
+    fraction: Share = 1.0
+    min_nodes: Annotated[StrictInt, Field(ge=1, le=MOST_NODES)] = 2
+    participations: Annotated[StrictInt, Field(ge=1, le=MOST_ROUNDS)] | None = None
+    server_learning_rate: Positive | None = None
+    server_momentum: Momentum | None = None
+    beta_1: Momentum | None = None
+    beta_2: Momentum | None = None
+    tau: Positive | None = None
+    proximal_mu: Positive | None = None
+    malicious_nodes: Annotated[StrictInt, Field(ge=0, le=MOST_NODES)] | None = None
+    selected_nodes: Annotated[StrictInt, Field(ge=1, le=MOST_NODES)] | None = None
+    trimmed_fraction: Annotated[StrictFloat, Field(ge=0, lt=0.5)] | None = None
+
+
+# Which keys of [aggregation] each strategy reads: any other is an error, since it would silently do nothing.
+STRATEGY_KEYS: dict[str, tuple[str, ...]] = {
+    "fedavg": (),
+    "fedprox": ("proximal_mu",),
+    "fedavgm": ("server_learning_rate", "server_momentum"),
+    "fedadagrad": ("server_learning_rate", "tau"),
+    "fedadam": ("server_learning_rate", "beta_1", "beta_2", "tau"),
+    "fedyogi": ("server_learning_rate", "beta_1", "beta_2", "tau"),
+    "krum": ("malicious_nodes",),
+    "multikrum": ("malicious_nodes", "selected_nodes"),
+    "bulyan": ("malicious_nodes",),
+    "fedmedian": (),
+    "fedtrimmedavg": ("trimmed_fraction",),
+}
+# Without these a strategy would silently be plain averaging.
+REQUIRED_STRATEGY_KEYS: dict[str, tuple[str, ...]] = {
+    "fedprox": ("proximal_mu",),
+    "fedavgm": ("server_momentum",),
+    "krum": ("malicious_nodes",),
+    "multikrum": ("malicious_nodes", "selected_nodes"),
+    "bulyan": ("malicious_nodes",),
+    "fedtrimmedavg": ("trimmed_fraction",),
+}
+
+
+class TrainingSection(Section):
+    """What a node does in a round."""
+
+    local_steps: Annotated[StrictInt, Field(ge=1, le=MOST_STEPS)] = 1
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Positive
+    momentum: Momentum = 0.0
+    weight_decay: NotNegative = 0.0
+
+
+class PrivacySection(Section):
+    """Whose presence is hidden, by what, and how well."""
+
+    unit: Literal["record", "group", "node", "none"]
+    mechanism: Literal["local", "distributed", "central"] | None = None
+    epsilon: Positive | None = None
+    noise_multiplier: Positive | None = None
+    delta: Annotated[StrictFloat, Field(gt=0, lt=1)] | None = None
+    clip_norm: Positive | None = None
+    sampling_rate: Share
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the plan makes a claim at all."""
+        return self.unit != "none"
+
+
+class EvaluationSection(Section):
+    """Metrics on the nodes' own records: noised, charged with the rest. Without the section there are none."""
+
+    every: Annotated[StrictInt, Field(ge=1, le=MOST_ROUNDS)] = 1
+    metrics: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16, strict=False)] = ("accuracy",)
+    noise_multiplier: Positive | None = None
+
+
+class SimulationSection(Section):
+    """Read by `privet simulate` alone; never part of a submission."""
+
+    nodes: Annotated[StrictInt, Field(ge=1, le=MOST_NODES)] = 10
+    partition: Literal["iid", "dirichlet", "shards", "sizes"] = "iid"
+    alpha: Positive | None = None
+    shards_per_node: Annotated[StrictInt, Field(ge=1, le=1000)] | None = None
+    sizes: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] | None = None
+    held_out: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.1
+    path: StrictStr | None = None
+
+
+class Plan(BaseModel):
+    """A validated plan. Its sections are the tables of the file; see DESIGN for what each key means."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    run: RunSection
+    model: dict[str, OptionValue] = {}
+    aggregation: AggregationSection = AggregationSection()
+    training: TrainingSection
+    privacy: PrivacySection
+    evaluation: EvaluationSection | None = None
+    simulation: SimulationSection | None = None
+
+    @model_validator(mode="after")
+    def _can_be_meant(self) -> Self:
+        for problem in (
+            *_strategy_problems(self.aggregation),
+            *_privacy_problems(self.privacy),
+            *_evaluation_problems(self),
+            *_partition_problems(self.simulation),
+        ):
+            raise ValueError(problem)
+        return self
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name at the nodes: by default the task's."""
+        return self.run.dataset or self.run.task
+
+    @property
+    def attempts_charged(self) -> int:
+        """How many training requests a node answers at most: rounds and spare rounds, or the public cap."""
+        every_round = self.run.rounds + self.run.spare_rounds
+        return min(every_round, self.aggregation.participations or every_round)
+
+    @property
+    def evaluations_charged(self) -> int:
+        """How many evaluations a node answers at most."""
+        return self.run.rounds // self.evaluation.every if self.evaluation else 0
+
+    @property
+    def keeps_updates(self) -> bool:
+        """Whether the server holds all updates of a round in memory."""
+        return self.aggregation.strategy in KEEPING_STRATEGIES
+
+
+def _strategy_problems(aggregation: AggregationSection) -> list[str]:
+    name = aggregation.strategy
+    if name in REFUSED_STRATEGIES:
+        return [f"aggregation.strategy: {name!r} is not offered: {REFUSED_STRATEGIES[name]}"]
+    if name not in STRATEGY_KEYS:
+        nearest = difflib.get_close_matches(name.lower(), STRATEGY_KEYS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(STRATEGY_KEYS)}"
+        return [f"aggregation.strategy: unknown strategy {name!r}; {hint}"]
+    every_key = {key for keys in STRATEGY_KEYS.values() for key in keys}
+    unread = [key for key in sorted(every_key - set(STRATEGY_KEYS[name])) if getattr(aggregation, key) is not None]
+    missing = [key for key in REQUIRED_STRATEGY_KEYS.get(name, ()) if getattr(aggregation, key) is None]
+    return [
+        *(f"aggregation.{key.replace('_', '-')}: strategy {name!r} does not read it" for key in unread),
+        *(f"aggregation.{key.replace('_', '-')}: missing; strategy {name!r} needs it" for key in missing),
+    ]
+
+
+def _privacy_problems(privacy: PrivacySection) -> list[str]:
+    claims = ("mechanism", "epsilon", "noise_multiplier", "delta", "clip_norm")
+    if not privacy.is_private:
+        stray = [key.replace("_", "-") for key in claims if getattr(privacy, key) is not None]
+        return [f"privacy.{key}: unit 'none' makes no claim, so it may not be given" for key in stray]
+    if privacy.unit != "record":
+        return [f"privacy.unit: {privacy.unit!r} is not built yet; this version protects 'record', or makes no claim"]
+    if (privacy.mechanism or "local") != "local":
+        return [f"privacy.mechanism: {privacy.mechanism!r} is not built yet; this version has 'local'"]
+    if (privacy.epsilon is None) == (privacy.noise_multiplier is None):
+        count = "neither is" if privacy.epsilon is None else "both are"
+        return [f"privacy.epsilon: exactly one of epsilon and noise-multiplier must be given; {count}"]
+    missing = [key.replace("_", "-") for key in ("delta", "clip_norm") if getattr(privacy, key) is None]
+    return [f"privacy.{key}: missing; a claim at unit 'record' needs it" for key in missing]
+
+
+def _evaluation_problems(plan: Plan) -> list[str]:
+    if plan.evaluation is None:
+        return []
+    noised = plan.evaluation.noise_multiplier is not None
+    if plan.privacy.is_private and not noised:
+        return ["evaluation.noise-multiplier: missing; metrics on private records leave a node only with noise"]
+    if not plan.privacy.is_private and noised:
+        return ["evaluation.noise-multiplier: unit 'none' makes no claim, so it may not be given"]
+    return []
+
+
+def _partition_problems(simulation: SimulationSection | None) -> list[str]:
+    if simulation is None:
+        return []
+    reads = {"dirichlet": "alpha", "shards": "shards_per_node", "sizes": "sizes"}
+    wanted = reads.get(simulation.partition)
+    for key in reads.values():
+        given, spelled = getattr(simulation, key) is not None, key.replace("_", "-")
+        if given and key != wanted:
+            return [f"simulation.{spelled}: partition {simulation.partition!r} does not read it"]
+        if not given and key == wanted:
+            return [f"simulation.{spelled}: missing; partition {simulation.partition!r} needs it"]
+    if simulation.sizes is not None and len(simulation.sizes) != simulation.nodes:
+        return [f"simulation.sizes: {len(simulation.sizes)} sizes for {simulation.nodes} nodes"]
+    return []
