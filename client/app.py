@@ -1,0 +1,78 @@
+"""The Flower ClientApp: translation only. What a node does stands in node.py."""
+
+import logging
+from collections.abc import Callable
+from typing import Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from ..privacy.channel import words
+from ..privacy.channel.arrays import to_parameters, to_record
+from ..privacy.errors import Refusal, RefusedError
+from .node import Node, Request
+
+log = logging.getLogger("privet.node")
+
+Stage = Literal["initial", "train", "evaluate"]
+Handler = Callable[[Node, Message], RecordDict]
+
+
+def client_app(node_of: Callable[[Context], Node]) -> ClientApp:
+    """A ClientApp that answers for the node that `node_of` finds for a Flower context."""
+    app = ClientApp()
+
+    def handled_by(handler: Handler) -> Callable[[Message, Context], Message]:
+        def handle(message: Message, context: Context) -> Message:
+            node = node_of(context)
+            try:
+                return Message(handler(node, message), reply_to=message)
+            except RefusedError as refusal:
+                log.warning("node %s: %s: %s", node.name, refusal.code, refusal.message)  # stays here
+                return Message(Error(words.REFUSED, refusal.code.value), reply_to=message)
+
+        return handle
+
+    app.query("describe")(handled_by(_describe))
+    app.query("initial")(handled_by(_initial))
+    app.train()(handled_by(_train))
+    app.evaluate()(handled_by(_evaluate))
+    return app
+
+
+def _describe(node: Node, _: Message) -> RecordDict:
+    facts: dict[str, str | int] = {words.NAME: node.name, words.DECLARED_SIZE: node.dataset.declared_size}
+    return RecordDict({words.CONFIG: ConfigRecord({**facts})})
+
+
+def _initial(node: Node, message: Message) -> RecordDict:
+    return RecordDict({words.ARRAYS: to_record(node.answer(_request("initial", message)).parameters)})
+
+
+def _train(node: Node, message: Message) -> RecordDict:
+    answer = node.answer(_request("train", message))
+    weight = MetricRecord({words.DECLARED_SIZE: node.dataset.declared_size})
+    return RecordDict({words.ARRAYS: to_record(answer.parameters), words.METRICS: weight})
+
+
+def _evaluate(node: Node, message: Message) -> RecordDict:
+    answer = node.answer(_request("evaluate", message))
+    metrics = MetricRecord({words.DECLARED_SIZE: node.dataset.declared_size, **answer.sums})
+    return RecordDict({words.METRICS: metrics})
+
+
+def _request(stage: Stage, message: Message) -> Request:
+    content = message.content
+    config = content.get(words.CONFIG)
+    arrays = content.get(words.ARRAYS)
+    if not isinstance(config, ConfigRecord) or not isinstance(arrays, ArrayRecord | None):
+        raise _malformed("it has no config")
+    submission, number, attempt = (config.get(key) for key in (words.SUBMISSION, words.ROUND, words.ATTEMPT))
+    if not isinstance(submission, bytes) or type(number) is not int or type(attempt) is not int:
+        raise _malformed("submission, round or attempt is missing or of another type")
+    parameters = to_parameters(arrays) if arrays is not None else {}
+    return Request(stage, submission, number, attempt, parameters)
+
+
+def _malformed(why: str) -> RefusedError:
+    return RefusedError(Refusal.MALFORMED_REQUEST, f"malformed request: {why}", "ask the coordinator")

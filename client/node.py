@@ -1,0 +1,186 @@
+"""Node: the story of a request inside an institution, from top to bottom.
+
+    receive -> is it ours? -> is it whole? -> charge -> begin -> train or evaluate -> keep -> answer
+
+Nothing before `begin` touches a record. What leaves is an Answer, or one code of a closed list; why a request was
+refused or failed stays in the local log and ledger.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from ..privacy.budget.guard import Attempt, Guard, Standing
+from ..privacy.budget.ledger import Clock, system_clock
+from ..privacy.errors import LedgerError, PrivetError, Refusal, RefusedError
+from ..privacy.parameters import Array, Parameters, hash_of, problem_of
+from ..privacy.submission import Submission
+from .answers import Answer, Answers
+from .randomness import Randomness, SeededRandomness, SystemRandomness
+from .tasks.protocol import Source
+
+_Result = TypeVar("_Result")
+
+log = logging.getLogger("privet.node")
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What an institution declares once. `declared_size` is public: the denominator of every average."""
+
+    name: str
+    task: str
+    source: Source
+    declared_size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What a server asks of a node. `parameters` are empty for `initial`."""
+
+    stage: Literal["initial", "train", "evaluate"]
+    submission: bytes
+    round: int
+    attempt: int
+    parameters: Parameters
+
+
+class Trainer(Protocol):
+    """Carries out a submission on one data set; it reads records only in `train` and `evaluate`."""
+
+    def initial(self) -> dict[str, Array]:
+        """The model that the task and the public seed give."""
+        ...
+
+    def train(self, parameters: Parameters, randomness: Randomness) -> dict[str, Array]:
+        """The parameters after a round of local training."""
+        ...
+
+    def evaluate(self, parameters: Parameters, randomness: Randomness) -> dict[str, float]:
+        """Sums of metrics over records."""
+        ...
+
+
+Workshop = Callable[[Submission, Dataset], Trainer]
+RandomnessSource = Callable[[Submission, Attempt], Randomness]
+
+
+class Node:
+    """One institution's party: its data set, its guard, its kept answers."""
+
+    def __init__(
+        self,
+        name: str,
+        dataset: Dataset,
+        guard: Guard,
+        answers: Answers,
+        workshop: Workshop,
+        randomness: RandomnessSource | None = None,
+        clock: Clock = system_clock,
+    ) -> None:
+        self.name = name
+        self.dataset = dataset
+        self._guard = guard
+        self._answers = answers
+        self._workshop = workshop
+        self._randomness = randomness or self._node_randomness
+        self._clock = clock
+        self._trainers: dict[str, Trainer] = {}
+
+    def answer(self, request: Request) -> Answer:
+        """Carry out a request, or raise RefusedError with the code that may leave."""
+        try:
+            submission = Submission.from_bytes(request.submission)
+        except PrivetError as error:
+            raise _malformed(error.message) from None
+        self._check_ours(submission)
+        trainer = self._trainer(submission)
+        if request.stage == "initial":
+            return Answer(trainer.initial())
+        attempt = _attempt(request, submission)
+        _check_parameters(request, trainer)
+        self._guard.admit(submission, self._clock())
+        kept = self._guard.begin(submission, attempt)
+        if kept is not None:
+            return self._kept_answer(submission, attempt, kept)
+        answer = self._carry_out(trainer, request, self._randomness(submission, attempt))
+        self._guard.answered(submission, attempt, self._answers.keep(submission.run_id, attempt, answer))
+        return answer
+
+    def standing(self, submission: Submission) -> Standing:
+        """What the run has cost here: for the institution's own eyes, and a simulator's."""
+        return self._guard.standing(submission)
+
+    def _check_ours(self, submission: Submission) -> None:
+        asked, ours = submission.plan, self.dataset
+        if asked.run.task != ours.task:
+            raise RefusedError(Refusal.UNKNOWN_TASK, f"task {asked.run.task!r} is not ours ({ours.task!r})", _ASK)
+        if asked.dataset != ours.name:
+            raise RefusedError(Refusal.UNKNOWN_DATASET, f"data set {asked.dataset!r} is not ours ({ours.name!r})", _ASK)
+
+    def _trainer(self, submission: Submission) -> Trainer:
+        if submission.hash not in self._trainers:
+            self._trainers.clear()  # one run at a time is kept warm: a model is what a node's memory is spent on
+            self._trainers[submission.hash] = self._guarded(lambda: self._workshop(submission, self.dataset))
+        return self._trainers[submission.hash]
+
+    def _kept_answer(self, submission: Submission, attempt: Attempt, answer_hash: str) -> Answer:
+        try:
+            return self._answers.read(submission.run_id, attempt, answer_hash)
+        except LedgerError as error:
+            raise RefusedError(Refusal.ATTEMPT_SPENT, error.message, error.remedy) from None
+
+    def _carry_out(self, trainer: Trainer, request: Request, randomness: Randomness) -> Answer:
+        if request.stage == "evaluate":
+            return Answer(sums=self._guarded(lambda: trainer.evaluate(request.parameters, randomness)))
+        return Answer(parameters=self._guarded(lambda: trainer.train(request.parameters, randomness)))
+
+    def _guarded(self, work: Callable[[], _Result]) -> _Result:
+        """The work's result; whatever the task raises becomes one code, and its text stays here."""
+        try:
+            return work()
+        except Exception as error:
+            log.exception("node %s: the task failed", self.name)
+            raise RefusedError(
+                Refusal.TASK_FAILED,
+                f"the task failed: {type(error).__name__}: {error}",
+                "see the node's local log",
+            ) from error
+
+    def _node_randomness(self, submission: Submission, attempt: Attempt) -> Randomness:
+        """Fresh from the operating system where a claim is made; seeded by the public seed where none is."""
+        if submission.claim is not None:
+            return SystemRandomness()
+        return public_randomness(submission, attempt, self.name)
+
+
+def public_randomness(submission: Submission, attempt: Attempt, name: str) -> Randomness:
+    """For runs without privacy: one plan, one choice of batches, in a deployment, a simulation, or a second try."""
+    if submission.claim is not None:
+        raise ValueError("a private run never draws from a public seed")
+    return SeededRandomness(submission.plan.run.seed, name, attempt.stage, attempt.round)
+
+
+def _attempt(request: Request, submission: Submission) -> Attempt:
+    if request.stage == "initial":
+        raise ValueError("the initial model is computed, not attempted")
+    if not (request.round >= 1 and request.attempt >= 1):
+        raise _malformed(f"round {request.round}, attempt {request.attempt}")
+    digest = hashlib.sha256(f"{submission.hash}/{request.stage}/{request.round}/{request.attempt}/".encode())
+    digest.update(hash_of(request.parameters).encode())
+    return Attempt(request.stage, request.round, request.attempt, digest.hexdigest())
+
+
+def _check_parameters(request: Request, trainer: Trainer) -> None:
+    problem = problem_of(request.parameters, like=trainer.initial())
+    if problem is not None:
+        raise _malformed(f"parameters: {problem}")
+
+
+def _malformed(why: str) -> RefusedError:
+    return RefusedError(Refusal.MALFORMED_REQUEST, f"malformed request: {why}", "ask the coordinator")
+
+
+_ASK = "ask the coordinator for a plan that names what this node offers"

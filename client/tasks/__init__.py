@@ -1,0 +1,1 @@
+"""The Task protocol and the tasks that ship."""

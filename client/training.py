@@ -1,0 +1,157 @@
+"""Local training, with or without differential privacy: one path.
+
+DP-SGD is owned here, not delegated: the sampling rate, the denominator and the number of steps come from the submission
+and from the declared size, never from `len(records)`; an empty batch is a step like any other, noise and all; the noise
+is added once to the clipped sum and stands on every trainable parameter.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..privacy.errors import TaskError
+from ..privacy.parameters import Array, Parameters
+from ..privacy.plan import Plan
+from ..privacy.submission import Submission
+from .gradients import GradientSum, mode_of
+from .randomness import Randomness
+from .tasks.protocol import Records, Source, Task, resolved_options
+
+_EVALUATED_AT_ONCE = 4096
+
+
+class TrainableModel:
+    """A task's model on a device, ready for one plan; its frozen parts come from the plan's public seed."""
+
+    def __init__(self, task: Task, plan: Plan, device: torch.device) -> None:
+        self.task = task
+        self.device = device
+        self.options = resolved_options(task, plan.model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.run.seed)
+            self.model = task.model(self.options).to(device)
+        named = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        if not named:
+            raise TaskError(f"task {task.name!r} has a model without trainable parameters", "make some trainable")
+        self.names = [name for name, _ in named]
+        self.trained = [parameter for _, parameter in named]
+        clip_norm = plan.privacy.clip_norm
+        mode = mode_of(self.model) if clip_norm is not None else "plain"
+        self.gradient_sum = GradientSum(self.model, task.loss, mode, clip_norm)
+        self.initial: Parameters = self.read()
+
+    def read(self) -> dict[str, Array]:
+        """The trainable parameters, copied out."""
+        return {n: p.detach().cpu().numpy().copy() for n, p in zip(self.names, self.trained, strict=True)}
+
+    def write(self, parameters: Parameters) -> None:
+        """Put these values into the model; names and shapes were checked by the node."""
+        with torch.no_grad():
+            for name, parameter in zip(self.names, self.trained, strict=True):
+                parameter.copy_(torch.from_numpy(np.array(parameters[name], dtype=np.float32)))
+
+
+class LocalTrainer:
+    """Trains one plan on one declared data set. `taken_out` is for the local log alone: it is computed from records."""
+
+    def __init__(self, trainable: TrainableModel, submission: Submission, source: Source, declared_size: int) -> None:
+        self._trainable = trainable
+        self._plan = submission.plan
+        self._claim = submission.claim
+        self._source = source
+        self._declared_size = declared_size
+        self.taken_out = 0
+
+    def initial(self) -> dict[str, Array]:
+        """The trainable parameters as the task and the plan's public seed give them."""
+        return dict(self._trainable.initial)
+
+    @cached_property
+    def _records(self) -> Records:
+        return self._trainable.task.load(self._source).to(self._trainable.device)
+
+    def train(self, parameters: Parameters, randomness: Randomness) -> dict[str, Array]:
+        """`local-steps` steps from `parameters`; gives the trainable parameters that follow, [same shapes] float32."""
+        trainable, training = self._trainable, self._plan.training
+        trainable.write(parameters)
+        start = [parameter.detach().clone() for parameter in trainable.trained]
+        optimizer = _optimizer(self._plan, trainable.trained)
+        trainable.model.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(randomness.module_seed())
+            for _ in range(training.local_steps):
+                self._step(optimizer, start, randomness)
+        return trainable.read()
+
+    def evaluate(self, parameters: Parameters, randomness: Randomness) -> dict[str, float]:
+        """The sum over records of each metric that the plan names, noised where the plan makes a claim.
+
+        Each record's vector of m scores in [0, 1] has an L2 norm of at most sqrt(m), which is the sensitivity.
+        """
+        names = self._plan.evaluation.metrics if self._plan.evaluation else ()
+        self._trainable.write(parameters)
+        sums = scored(self._trainable, self._records)
+        missing = [name for name in names if name not in sums]
+        if missing:
+            raise TaskError(
+                f"task {self._trainable.task.name!r} has no metric {missing[0]!r}", "mend evaluation.metrics"
+            )
+        noise = torch.zeros(len(names))
+        if self._plan.evaluation and self._plan.evaluation.noise_multiplier is not None:
+            noise = randomness.gaussian(len(names)) * self._plan.evaluation.noise_multiplier * len(names) ** 0.5
+        return {name: sums[name] + float(noise[place]) for place, name in enumerate(names)}
+
+    def _step(self, optimizer: torch.optim.Optimizer, start: list[Tensor], randomness: Randomness) -> None:
+        rate = self._plan.privacy.sampling_rate
+        batch = self._records.select(randomness.poisson_sample(len(self._records), rate).to(self._trainable.device))
+        sums, taken_out = self._trainable.gradient_sum(batch)
+        self.taken_out += taken_out
+        if self._claim is not None and self._plan.privacy.clip_norm is not None:
+            _add_noise(sums, self._claim.noise_multiplier * self._plan.privacy.clip_norm, randomness)
+        denominator = rate * self._declared_size
+        proximal = self._plan.aggregation.proximal_mu or 0.0
+        for parameter, total, origin in zip(self._trainable.trained, sums, start, strict=True):
+            parameter.grad = total / denominator
+            if proximal:
+                parameter.grad += proximal * (parameter.detach() - origin)
+        optimizer.step()
+
+
+def scored(trainable: TrainableModel, records: Records) -> dict[str, float]:
+    """The sum over records of every metric of the task; scores are forced into [0, 1], and NaN counts as 0."""
+    trainable.model.eval()
+    sums: dict[str, float] = {}
+    with torch.no_grad():
+        for chunk in records.chunks(_EVALUATED_AT_ONCE):
+            scores = trainable.task.metrics(trainable.model(chunk.inputs), chunk.targets)
+            for name, values in scores.items():
+                sums[name] = sums.get(name, 0.0) + float(values.nan_to_num(0.0).clamp(0.0, 1.0).double().sum())
+    return sums
+
+
+def _add_noise(sums: list[Tensor], stddev: float, randomness: Randomness) -> None:
+    """One Gaussian vector over all parameters together, in their order."""
+    noise = randomness.gaussian(sum(total.numel() for total in sums)) * stddev
+    for total, part in zip(sums, torch.split(noise, [total.numel() for total in sums]), strict=True):
+        total += part.to(total.device).view_as(total)
+
+
+def _optimizer(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    training = plan.training
+    if training.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=training.learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
+    )
+
+
+def held_out_scores(trainable: TrainableModel, parameters: Parameters, records: Records) -> Mapping[str, float]:
+    """Mean loss and metrics on records that no node owns: a simulator's view, never a release."""
+    trainable.write(parameters)
+    means = {name: total / len(records) for name, total in scored(trainable, records).items()}
+    with torch.no_grad():
+        losses = trainable.task.loss(trainable.model(records.inputs), records.targets)
+    return {"loss": float(losses.double().mean()), **means}
