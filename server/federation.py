@@ -1,0 +1,238 @@
+"""Federation: the story of a run at the server, from top to bottom.
+
+    roster -> initial model -> (cohort -> ask -> aggregate -> evaluate -> checkpoint) x rounds
+
+The server holds no model code and sees no records. Of what a node says it believes only what it can check: an update
+has the model's names and shapes and finite values, and weighs what the node declared before the run. A run that was
+killed goes on from its newest checkpoint; nodes that had answered send the kept answer again.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from ..privacy.channel import words
+from ..privacy.channel.arrays import to_record
+from ..privacy.errors import REFUSAL_CODES, FederationError, Refusal
+from ..privacy.parameters import Array, Parameters, hash_of
+from ..privacy.submission import Submission
+from . import strategies
+from .aggregation import RunningAverage
+from .checkpoints import Checkpoints, RoundReport, State
+from .cohort import choose_cohort
+from .replies import Failure, Member, checked_metrics, checked_update, member_of
+
+# A refusal of these kinds may end with another attempt; any other ends a node's part in the run.
+_RETRIED = {Refusal.ATTEMPT_SPENT, Refusal.TASK_FAILED}
+_INITIAL_WITNESSES = 2
+
+Watch = Callable[[State], None]
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What a round has brought in so far. `missing`: who has not answered, and why."""
+
+    average: RunningAverage | None
+    kept: list[Message] = field(default_factory=list)
+    answered: set[str] = field(default_factory=set)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+class Federation:
+    """Carries out one submission over a Flower Grid."""
+
+    def __init__(
+        self,
+        submission: Submission,
+        grid: Grid,
+        checkpoints: Checkpoints,
+        watch: Watch,
+        timeout: float | None = None,
+    ) -> None:
+        self._submission = submission
+        self._plan = submission.plan
+        self._grid = grid
+        self._checkpoints = checkpoints
+        self._watch = watch
+        self._timeout = timeout
+        self._strategy = strategies.build_strategy(self._plan)
+        self._roster: dict[str, Member] = {}
+
+    def run(self) -> State:
+        """The last round's state. Raises FederationError when fewer than `min-nodes` can go on."""
+        self._roster = self._call_roll()
+        state = self._checkpoints.newest() or self._begin()
+        strategies.remind(self._strategy, state.strategy, {name: array.shape for name, array in state.model.items()})
+        self._watch(state)
+        for number in range(state.round + 1, self._plan.run.rounds + 1):
+            state = self._round(state, number)
+            self._checkpoints.save(state)
+            self._watch(state)
+        return state
+
+    def _call_roll(self) -> dict[str, Member]:
+        """Who is there, by name: every node says its name and declared size once."""
+        messages = [self._message(node_id, words.DESCRIBE, RecordDict()) for node_id in self._grid.get_node_ids()]
+        members = [member_of(reply) for reply in self._ask(messages)]
+        roster: dict[str, Member] = {}
+        for member in members:
+            if member is not None:
+                if member.name in roster:
+                    raise FederationError(f"two nodes call themselves {member.name}", "give each node its own name")
+                roster[member.name] = member
+        self._require(len(roster), "describe itself", {})
+        return roster
+
+    def _begin(self) -> State:
+        """Round 0: the initial model, as two nodes compute it from the task and the public seed; they must agree."""
+        model, failures, heard = None, dict[str, str](), 0
+        for name in sorted(self._roster):
+            content = RecordDict({words.CONFIG: self._config(number=0, attempt=1)})
+            message = self._message(self._roster[name].node_id, words.INITIAL, content)
+            for reply in self._ask([message]):
+                update = checked_update(reply, like=None)
+                if isinstance(update, Failure):
+                    failures[name] = update.code
+                    continue
+                if model is not None and hash_of(update) != hash_of(model):
+                    raise FederationError(
+                        f"{name} computes another initial model than the node before it",
+                        "install the same version of the task, and of torch, at every node",
+                    )
+                model, heard = update, heard + 1
+            if heard == _INITIAL_WITNESSES:
+                break
+        if model is None:
+            raise FederationError(f"no node could compute the initial model: {_told(failures)}", _SEE_NODES)
+        state = State(0, model, {}, {}, failures, ())
+        self._checkpoints.save(state)
+        return state
+
+    def _round(self, state: State, number: int) -> State:
+        gathered, attempts = self._gather(state, number)
+        model = self._aggregate(gathered, number)
+        excluded = state.excluded | {
+            name: code for name, code in gathered.missing.items() if code in REFUSAL_CODES and code not in _RETRIED
+        }
+        metrics = self._evaluate(model, number, excluded)
+        participations = dict(state.participations)
+        for name, count in attempts.items():
+            participations[name] = participations.get(name, 0) + count
+        report = RoundReport(number, len(gathered.answered), gathered.missing, metrics)
+        remembered = strategies.remembered(self._strategy)
+        return State(number, model, remembered, participations, excluded, (*state.history, report))
+
+    def _gather(self, state: State, number: int) -> tuple[_Gathered, dict[str, int]]:
+        """Ask the cohort; ask again where an attempt was lost, as far as the spare rounds reach."""
+        cohort = choose_cohort(self._eligible(state), self._plan, number)
+        self._require(len(cohort), f"take part in round {number}", state.excluded)
+        total = sum(self._roster[name].declared_size for name in cohort)
+        gathered = _Gathered(None if self._plan.keeps_updates else RunningAverage(state.model, total))
+        attempts, pending = dict.fromkeys(cohort, 1), cohort
+        for _ in range(1 + self._plan.run.spare_rounds + 1):
+            self._ask_to_train(state.model, number, {name: attempts[name] for name in pending}, gathered)
+            pending = self._to_ask_again(gathered)
+            if not pending:
+                break
+            for name in pending:
+                if gathered.missing[name] in _RETRIED:  # that attempt is spent; a lost reply is not
+                    attempts[name] += 1
+        self._require(len(gathered.answered), f"answer in round {number}", gathered.missing)
+        return gathered, attempts
+
+    def _ask_to_train(self, model: Parameters, number: int, attempts: dict[str, int], gathered: _Gathered) -> None:
+        arrays = to_record(model)
+        messages: list[Message] = []
+        for attempt in sorted(set(attempts.values())):
+            cohort = [self._roster[name].node_id for name in attempts if attempts[name] == attempt]
+            config = self._config(number, attempt)
+            messages += strategies.requests(self._strategy, number, arrays, config, self._grid, cohort)
+        gathered.missing |= dict.fromkeys(attempts, "no-answer")
+        by_id = {self._roster[name].node_id: name for name in attempts}
+        for reply in self._ask(messages):
+            name = by_id.pop(reply.metadata.src_node_id, None)  # once each, and only of those who were asked
+            if name is not None:
+                self._take(reply, name, model, gathered)
+
+    def _take(self, reply: Message, name: str, model: Parameters, gathered: _Gathered) -> None:
+        update = checked_update(reply, like=model)
+        if isinstance(update, Failure):
+            gathered.missing[name] = update.code
+            return
+        weight = self._roster[name].declared_size
+        if gathered.average is not None:
+            gathered.average.add(update, weight)
+        if gathered.average is None:
+            gathered.kept.append(_restated(reply, to_record(update), weight))
+        elif not gathered.kept:  # the envelope of the average, without the letter
+            gathered.kept.append(_restated(reply, ArrayRecord(), weight))
+        gathered.answered.add(name)
+        del gathered.missing[name]
+
+    def _to_ask_again(self, gathered: _Gathered) -> list[str]:
+        """Spent attempts always (a crash is no refusal); other losses only where `min-nodes` is not reached."""
+        enough = len(gathered.answered) >= self._plan.aggregation.min_nodes
+        return [
+            name
+            for name, code in gathered.missing.items()
+            if code == Refusal.ATTEMPT_SPENT or (not enough and (code in _RETRIED or code not in REFUSAL_CODES))
+        ]
+
+    def _aggregate(self, gathered: _Gathered, number: int) -> dict[str, Array]:
+        replies = gathered.kept
+        if gathered.average is not None:  # the strategy gets one reply: the average, which averages to itself
+            content = replies[0].content
+            content[words.ARRAYS] = to_record(gathered.average.result())
+        return strategies.aggregate(self._strategy, number, replies)
+
+    def _evaluate(self, model: Parameters, number: int, excluded: dict[str, str]) -> dict[str, float]:
+        """Means over the declared records of the nodes that answer; empty in rounds without evaluation."""
+        evaluation = self._plan.evaluation
+        if evaluation is None or number % evaluation.every:
+            return {}
+        content = RecordDict({words.ARRAYS: to_record(model), words.CONFIG: self._config(number, attempt=1)})
+        members = {m.node_id: m for name, m in self._roster.items() if name not in excluded}
+        sums, records = dict.fromkeys(evaluation.metrics, 0.0), 0
+        for reply in self._ask([self._message(node_id, words.EVALUATE, content) for node_id in members]):
+            member = members.pop(reply.metadata.src_node_id, None)
+            metrics = checked_metrics(reply, evaluation.metrics)
+            if member is not None and not isinstance(metrics, Failure):
+                records += member.declared_size
+                for name, value in metrics.items():
+                    sums[name] += value
+        return {name: total / records for name, total in sums.items()} if records else {}
+
+    def _eligible(self, state: State) -> list[str]:
+        most = self._plan.attempts_charged
+        return [n for n in self._roster if n not in state.excluded and state.participations.get(n, 0) < most]
+
+    def _require(self, count: int, deed: str, reasons: dict[str, str]) -> None:
+        least = self._plan.aggregation.min_nodes
+        if count < least:
+            why = f": {_told(reasons)}" if reasons else ""
+            raise FederationError(f"{count} nodes {deed}, the plan needs {least}{why}", _SEE_NODES)
+
+    def _config(self, number: int, attempt: int) -> ConfigRecord:
+        return ConfigRecord({words.SUBMISSION: self._submission.canonical, words.ROUND: number, words.ATTEMPT: attempt})
+
+    def _message(self, node_id: int, kind: str, content: RecordDict) -> Message:
+        return self._grid.create_message(content, kind, node_id, group_id=self._submission.run_id)
+
+    def _ask(self, messages: list[Message]) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=self._timeout) if messages else ()
+
+
+def _restated(reply: Message, arrays: ArrayRecord, weight: int) -> Message:
+    """The reply with nothing in it but what was checked, and with the weight that was declared before the run."""
+    reply.content = RecordDict({words.ARRAYS: arrays, words.METRICS: MetricRecord({words.DECLARED_SIZE: weight})})
+    return reply
+
+
+def _told(failures: dict[str, str]) -> str:
+    return ", ".join(f"{name} {code}" for name, code in sorted(failures.items())) or "no answer"
+
+
+_SEE_NODES = "look at the named nodes' local logs, or lower aggregation.min-nodes"

@@ -1,0 +1,86 @@
+"""Replies from nodes: outside data, checked before anything is done with it."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+
+from ..privacy.channel import words
+from ..privacy.channel.arrays import to_parameters
+from ..privacy.errors import REFUSAL_CODES, RefusedError
+from ..privacy.parameters import Array, Parameters, problem_of
+from ..privacy.plan import NAME_PATTERN
+
+# What a node may declare: it becomes a weight, and sums of weights must stay exact.
+LARGEST_DECLARED_SIZE = 2**40
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node on the roster."""
+
+    node_id: int
+    name: str
+    declared_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a reply cannot be used: a Refusal of the node, or a word of the server's own."""
+
+    code: str
+
+
+def failure_of(reply: Message) -> Failure | None:
+    """The node's refusal, a failed app, or nothing. The reason's text is believed only as a code of the closed list."""
+    if not reply.has_error():
+        return None
+    reason = reply.error.reason
+    if reply.error.code == words.REFUSED and reason in REFUSAL_CODES:
+        return Failure(str(reason))
+    return Failure("app-failed")
+
+
+def member_of(reply: Message) -> Member | None:
+    """The node that describes itself, or None where the description is not one."""
+    if failure_of(reply):
+        return None
+    config = reply.content.get(words.CONFIG)
+    if not isinstance(config, ConfigRecord):
+        return None
+    name, size = config.get(words.NAME), config.get(words.DECLARED_SIZE)
+    if not isinstance(name, str) or not re.match(NAME_PATTERN, name):
+        return None
+    if type(size) is not int or not 1 <= size <= LARGEST_DECLARED_SIZE:
+        return None
+    return Member(reply.metadata.src_node_id, name, size)
+
+
+def checked_update(reply: Message, like: Parameters | None) -> dict[str, Array] | Failure:
+    """The parameters in a reply, views of its bytes: like the model that was sent, float32 and finite."""
+    failure = failure_of(reply)
+    if failure:
+        return failure
+    record = reply.content.get(words.ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        return Failure("malformed-update")
+    try:
+        update = to_parameters(record)
+    except RefusedError:
+        return Failure("malformed-update")
+    return Failure("malformed-update") if problem_of(update, like) else update
+
+
+def checked_metrics(reply: Message, names: Sequence[str]) -> dict[str, float] | Failure:
+    """The named sums in a reply, each a finite number."""
+    failure = failure_of(reply)
+    if failure:
+        return failure
+    record = reply.content.get(words.METRICS)
+    values = {name: record.get(name) for name in names} if isinstance(record, MetricRecord) else {}
+    sums = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    if len(sums) != len(names) or not all(math.isfinite(value) for value in sums.values()):
+        return Failure("malformed-metrics")
+    return sums
