@@ -1,0 +1,162 @@
+"""`privet simulate`: a whole federation on this machine."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ..privacy.errors import FederationError, InterruptedRunError, PlanError, UsageError
+from ..privacy.plan import Plan
+
+if TYPE_CHECKING:  # torch and flwr take seconds to import: only where something is simulated
+    import torch
+
+    from ..server.checkpoints import State
+    from ..server.run_folder import RunFolder
+    from .scenario import Scenario
+
+PLANS = Path(__file__).parent / "plans"
+COMPARED = "without-privacy"
+_COMPARE_MARK = "compare"
+
+
+def shipped_plans() -> dict[str, Path]:
+    """The plans that come with privet, by name."""
+    return {path.stem: path for path in sorted(PLANS.glob("*.toml"))}
+
+
+def simulate(
+    plan: Annotated[
+        str | None, typer.Argument(help="A plan's file, or the name of one that ships.", metavar="[PLAN]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder for the results (default: runs/NAME-N).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Takes the place of run.seed.", min=0)] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.key=value takes the place of a key; no value removes it."),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also train without privacy, to see what it costs.")
+    ] = False,
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, in its folder.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, or a torch device such as cuda:0.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of a summary.")] = False,
+) -> None:
+    """Train one model over simulated institutions, with the plan, the rules and the ledgers of a deployment."""
+    console = Console(stderr=True, quiet=as_json and not sys.stderr.isatty())
+    started = time.monotonic()
+    with console.status("loading torch and flower"):
+        from .scenario import Scenario
+        from .world import World
+    chosen = _device(device)
+    if resume is not None:
+        if plan or out or assignments or seed is not None:
+            raise UsageError("--resume goes on with the plan in its folder", "give --resume DIR alone")
+        scenario = Scenario.resumed(_folder(resume), chosen)
+        compare = compare or (resume / _COMPARE_MARK).exists()
+    else:
+        asked = _plan(plan or "digits", assignments or [], seed)
+        from ..client.tasks.registry import load_task
+
+        world = World.of(asked, load_task(asked.run.task))
+        scenario = Scenario.begun(asked, _folder(out or _free_folder(asked.run.name)), world, chosen)
+    if compare:
+        (scenario.folder.root / _COMPARE_MARK).touch()
+    state = _carried_out(scenario, console)
+    compared = _compared(scenario, chosen, console) if compare and scenario.submission.claim else None
+    _finish(scenario, state, compared, time.monotonic() - started, as_json)
+
+
+def _finish(
+    scenario: "Scenario",
+    state: "State",
+    compared: "tuple[Scenario, State] | None",
+    seconds: float,
+    as_json: bool,
+) -> None:
+    from .report import write_report
+    from .result import result_of, write_result
+    from .summary import print_summary
+
+    result = result_of(scenario, state, seconds, compared)
+    root = scenario.folder.root
+    write_result(result, root / "result.json")
+    write_report(result, root / "report.html")
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print_summary(result, root, Console())
+
+
+def _compared(scenario: "Scenario", device: "torch.device", console: Console) -> "tuple[Scenario, State]":
+    from .scenario import Scenario, without_privacy
+
+    folder = _folder(scenario.folder.root / COMPARED)
+    if folder.submission.exists():
+        other = Scenario.resumed(folder, device)
+    else:
+        other = Scenario.begun(without_privacy(scenario.plan), folder, scenario.world, device)
+    return other, _carried_out(other, console)
+
+
+def _carried_out(scenario: "Scenario", console: Console) -> "State":
+    from .summary import RoundProgress
+
+    root = scenario.folder.root
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    with RoundProgress(scenario.submission, console) as progress:
+        try:
+            return scenario.run(progress.show)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                f"interrupted after round {progress.round} of {scenario.submission.plan.run.rounds}; its state is kept",
+                f"privet simulate --resume {root.parent if root.name == COMPARED else root}",
+            ) from None
+        except FederationError as error:
+            raise FederationError(error.message, f"see {root / 'nodes.log'} for each node's own reason") from error
+
+
+def _plan(name: str, assignments: list[str], seed: int | None) -> Plan:
+    from ..privacy.plan_file import read_plan
+
+    path = shipped_plans().get(name, Path(name))
+    if not path.exists() and path.suffix != ".toml":
+        raise PlanError(
+            [f"{name}: no such plan; {', '.join(shipped_plans())} ship with privet"],
+            "privet plan new PLAN.toml writes one",
+        )
+    return read_plan(path, [*assignments, *([f"run.seed={seed}"] if seed is not None else [])])
+
+
+def _free_folder(name: str) -> Path:
+    runs = Path("runs")
+    number = 1
+    while (runs / f"{name}-{number}").exists():
+        number += 1
+    return runs / f"{name}-{number}"
+
+
+def _folder(root: Path) -> "RunFolder":
+    from ..server.run_folder import RunFolder
+
+    return RunFolder(root)
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    # Small models on two threads are several times slower than on one (measured); nodes train one after the other.
+    torch.set_num_threads(1)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}", "--device auto, or --device cpu") from None
+    return device

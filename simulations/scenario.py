@@ -1,0 +1,188 @@
+"""A simulated federation: a plan's world, its nodes, the Grid between them, and the run itself."""
+
+import hashlib
+import logging
+import platform
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import cached_property
+from importlib.metadata import version
+
+import torch
+from flwr.app import Context, RecordDict
+
+from .. import __version__
+from ..client.app import client_app
+from ..client.node import Node
+from ..client.tasks.registry import load_task
+from ..client.training import held_out_scores
+from ..privacy.budget.accounting import epsilon_of, rounded_up
+from ..privacy.budget.charge import executed_events
+from ..privacy.budget.guard import Standing
+from ..privacy.errors import PlanError
+from ..privacy.plan import EvaluationSection, Plan, PrivacySection
+from ..privacy.plan_file import plan_text
+from ..privacy.submission import Submission, resolve
+from ..server.checkpoints import State
+from ..server.federation import Federation
+from ..server.run_folder import RunFolder
+from .grid import Fault, LocalGrid
+from .nodes import Bench, simulated_node
+from .views import RoundView, Views
+from .world import World
+
+FEDERATION, OPERATOR = "simulation", "researcher"
+# A simulation may be resumed after a holiday; nobody is bound by its submission.
+VALIDITY = timedelta(days=366)
+# At most so many rounds get an `epsilon_executed` of their own: each is an accountant's run of some 50 ms.
+ROUNDS_ACCOUNTED = 50
+
+
+Watch = Callable[[RoundView], None]
+
+
+class Scenario:
+    """One plan, simulated in one folder. Begin it with `begun`, or find it again with `resumed`."""
+
+    def __init__(
+        self, plan: Plan, submission: Submission, folder: RunFolder, world: World, device: torch.device
+    ) -> None:
+        self.plan = plan
+        self.submission = submission
+        self.folder = folder
+        self.world = world
+        self._bench = Bench(world.task, device)
+        self.trainable = self._bench.trainable(submission)  # unfit tasks are found before anything is charged
+        self.views = Views(folder.root / "views.jsonl")
+
+    @classmethod
+    def begun(cls, plan: Plan, folder: RunFolder, world: World, device: torch.device) -> "Scenario":
+        """A new run: resolved, checked, and written down so that it can be resumed."""
+        _check_sizes(plan, world)
+        run_id = f"{plan.run.name[:40]}-{secrets.token_hex(6)}"
+        submission = resolve(
+            plan,
+            federation=FEDERATION,
+            run_id=run_id,
+            operator=OPERATOR,
+            now=datetime.now(UTC),
+            validity=VALIDITY,
+        )
+        scenario = cls(plan, submission, folder, world, device)
+        folder.begin(plan, submission)
+        return scenario
+
+    @classmethod
+    def resumed(cls, folder: RunFolder, device: torch.device) -> "Scenario":
+        """The run that was begun in this folder."""
+        plan, submission = folder.read()
+        return cls(plan, submission, folder, World.of(plan, load_task(plan.run.task)), device)
+
+    @property
+    def plan_hash(self) -> str:
+        """SHA-256 of the plan as it stands in the folder, hexadecimal."""
+        return hashlib.sha256(plan_text(self.plan).encode()).hexdigest()
+
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        """The nodes by name, each with its ledger."""
+        dataset = self.submission.plan.dataset
+        return {
+            name: simulated_node(self.world, name, dataset, self.folder.root, self._bench) for name in self.world.shares
+        }
+
+    def run(self, watch: Watch, fault: Fault | None = None) -> State:
+        """Carry it out, from its newest checkpoint where there is one. Writes the model."""
+        by_id = dict(enumerate(self.nodes.values(), start=2))  # 1 is the server
+        contexts = {
+            n: Context(1, n, {"partition-id": n - 2, "num-partitions": len(by_id)}, RecordDict(), {}) for n in by_id
+        }
+        grid = LocalGrid(client_app(lambda context: by_id[context.node_id]), contexts, fault)
+        checkpoints = self.folder.checkpoints(self.submission)
+        with _local_log(self.folder):
+
+            def look(state: State) -> None:
+                view = self._view_of(state)
+                self.views.add(view)
+                watch(view)
+
+            state = Federation(self.submission, grid, checkpoints, look).run()
+        self.folder.write_model(self.submission, state)
+        return state
+
+    def standing(self, name: str) -> Standing:
+        """What the run has cost a node."""
+        return self.nodes[name].standing(self.submission)
+
+    def _view_of(self, state: State) -> RoundView:
+        report = state.history[-1] if state.history else None
+        return RoundView(
+            round=state.round,
+            scores=dict(held_out_scores(self.trainable, state.model, self.world.held_out)),
+            epsilon_executed=self._executed(state),
+            answered=report.answered if report else 0,
+            released=report.metrics if report else {},
+        )
+
+    def _executed(self, state: State) -> Decimal | None:
+        """The largest node's, as if every attempt asked for had begun; None without a claim, and for some rounds."""
+        plan, claim = self.submission.plan, self.submission.claim
+        stride = -(-plan.run.rounds // ROUNDS_ACCOUNTED)
+        if claim is None or plan.privacy.delta is None or (state.round % stride and state.round != plan.run.rounds):
+            return None
+        attempts = max(state.participations.values(), default=0)
+        evaluations = state.round // plan.evaluation.every if plan.evaluation else 0
+        events = executed_events(plan, claim.noise_multiplier, attempts, evaluations)
+        return rounded_up(epsilon_of(events, plan.privacy.delta))
+
+
+def without_privacy(plan: Plan) -> Plan:
+    """The same plan with clipping, noise and claim taken out, and nothing else: what `--compare` compares with."""
+    privacy = PrivacySection.model_validate({"unit": "none", "sampling-rate": plan.privacy.sampling_rate})
+    run = plan.run.model_copy(update={"name": f"{plan.run.name[:40]}-without-privacy"})
+    evaluation: EvaluationSection | None = None
+    return plan.model_copy(update={"privacy": privacy, "run": run, "evaluation": evaluation})
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    libraries = ("torch", "flwr", "opacus", "dp-accounting", "numpy")
+    return {
+        "privet": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in libraries},
+    }
+
+
+def _check_sizes(plan: Plan, world: World) -> None:
+    """What every node would refuse is said before the run is begun."""
+    if plan.aggregation.min_nodes > len(world.shares):
+        raise PlanError(
+            [f"aggregation.min-nodes: {plan.aggregation.min_nodes}, but {len(world.shares)} nodes are simulated"],
+            "lower aggregation.min-nodes, or raise simulation.nodes",
+        )
+    largest = max(len(share.indices) for share in world.shares.values())
+    if plan.privacy.delta is not None and plan.privacy.delta >= 1 / largest:
+        raise PlanError(
+            [f"privacy.delta: {plan.privacy.delta:g} is not below 1 / {largest}, one over the largest declared size"],
+            "ask for a smaller delta, well below one over the number of records",
+        )
+
+
+@contextmanager
+def _local_log(folder: RunFolder) -> Iterator[None]:
+    """The nodes' local logs, of which nothing leaves a deployment, in one file beside the results."""
+    handler = logging.FileHandler(folder.root / "nodes.log", delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+    log = logging.getLogger("privet.node")
+    propagate, log.propagate = log.propagate, False
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagate
+        handler.close()

@@ -1,0 +1,56 @@
+"""What the simulator saw of each round, kept beside the run so that a resumed one still has its beginning."""
+
+import json
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """A round as the simulator sees it. `scores`: loss and metrics on held-out records, which no deployment has.
+
+    `epsilon_executed`: the largest node's so far, at the plan's delta, unit and relation; None where no claim is made,
+    and for some of the rounds of a long run.
+    """
+
+    round: int
+    scores: dict[str, float]
+    epsilon_executed: Decimal | None
+    answered: int
+    released: dict[str, float]
+
+
+class Views:
+    """The views of one run, a line each in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._by_round = {view.round: view for view in _read(path)}
+
+    def add(self, view: RoundView) -> None:
+        """Keep the view; one of a round that was seen before takes its place."""
+        self._by_round[view.round] = view
+        line = asdict(view) | {
+            "epsilon_executed": str(view.epsilon_executed) if view.epsilon_executed is not None else None
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def until(self, last_round: int) -> list[RoundView]:
+        """All views up to a round, in order: later ones may be of a try that was lost."""
+        return [self._by_round[number] for number in sorted(self._by_round) if number <= last_round]
+
+
+def _read(path: Path) -> list[RoundView]:
+    if not path.exists():
+        return []
+    views = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            told = json.loads(line)
+        except ValueError:
+            continue  # torn by a crash; its round is done again
+        executed = told.pop("epsilon_executed")
+        views.append(RoundView(**told, epsilon_executed=Decimal(executed) if executed is not None else None))
+    return views
