@@ -59,8 +59,8 @@ class Checkpoints:
 
     def save(self, state: State) -> None:
         """Write the state durably; forget all but the newest `KEPT`."""
-        arrays = {_MODEL + name: array for name, array in state.model.items()}
-        arrays |= {_STRATEGY + name: np.atleast_1d(array) for name, array in state.strategy.items()}
+        arrays = {_MODEL + name: np.asarray(array, order="C") for name, array in state.model.items()}
+        arrays |= {_STRATEGY + name: np.asarray(array, order="C") for name, array in state.strategy.items()}
         path = self._path(state.round)
         partial = path.with_suffix(".partial")
         try:

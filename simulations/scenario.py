@@ -3,10 +3,8 @@
 import hashlib
 import logging
 import platform
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
 from importlib.metadata import version
@@ -25,18 +23,16 @@ from ..privacy.budget.guard import Standing
 from ..privacy.errors import PlanError
 from ..privacy.plan import EvaluationSection, Plan, PrivacySection
 from ..privacy.plan_file import plan_text
-from ..privacy.submission import Submission, resolve
+from ..privacy.submission import Submission
 from ..server.checkpoints import State
 from ..server.federation import Federation
 from ..server.run_folder import RunFolder
+from ..server.simulated import simulated_submission
 from .grid import Fault, LocalGrid
 from .nodes import Bench, simulated_node
 from .views import RoundView, Views
 from .world import World
 
-FEDERATION, OPERATOR = "simulation", "researcher"
-# A simulation may be resumed after a holiday; nobody is bound by its submission.
-VALIDITY = timedelta(days=366)
 # At most so many rounds get an `epsilon_executed` of their own: each is an accountant's run of some 50 ms.
 ROUNDS_ACCOUNTED = 50
 
@@ -62,15 +58,7 @@ class Scenario:
     def begun(cls, plan: Plan, folder: RunFolder, world: World, device: torch.device) -> "Scenario":
         """A new run: resolved, checked, and written down so that it can be resumed."""
         _check_sizes(plan, world)
-        run_id = f"{plan.run.name[:40]}-{secrets.token_hex(6)}"
-        submission = resolve(
-            plan,
-            federation=FEDERATION,
-            run_id=run_id,
-            operator=OPERATOR,
-            now=datetime.now(UTC),
-            validity=VALIDITY,
-        )
+        submission = simulated_submission(plan)
         scenario = cls(plan, submission, folder, world, device)
         folder.begin(plan, submission)
         return scenario

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..privacy.budget.accounting import epsilon_of, shown
 from ..privacy.budget.charge import charged_events
+from ..privacy.budget.events import RELATION
 from ..privacy.submission import Submission
 from .views import RoundView
 
@@ -23,23 +24,18 @@ class RoundProgress:
 
     def __init__(self, submission: Submission, console: Console) -> None:
         self.round = 0
-        plan, claim = submission.plan, submission.claim
-        self._terms = ""
+        self._rounds = submission.plan.run.rounds
         self._charged = ""
+        plan, claim = submission.plan, submission.claim
+        self._headline = "training without privacy"
         if claim is not None and plan.privacy.delta is not None:
             charged = epsilon_of(charged_events(plan, claim.noise_multiplier), plan.privacy.delta)
-            self._charged = f"epsilon charged {shown(charged)}"
-            self._terms = f" (delta {plan.privacy.delta:g}, {plan.privacy.unit})"
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[told]}"),
-            TimeRemainingColumn(compact=True),
-        )
-        self._progress = Progress(*columns, console=console, transient=False)
-        label = "with privacy   " if claim is not None else "without privacy"
-        self._rounds = plan.run.rounds
-        self._bar = self._progress.add_task(label, total=plan.run.rounds, told="")
+            self._charged = f", charged {shown(charged)}"
+            terms = f"delta {plan.privacy.delta:g} (unit: {plan.privacy.unit}, {RELATION})"
+            self._headline = f"training with privacy; charged and executed are epsilon at {terms}"
+        columns = (BarColumn(bar_width=16), TextColumn("{task.fields[told]}"), TimeRemainingColumn(compact=True))
+        self._progress = Progress(*columns, console=console)
+        self._bar = self._progress.add_task("", total=self._rounds, told="")
 
     def show(self, view: RoundView) -> None:
         """Move the bar to the view's round."""
@@ -47,12 +43,12 @@ class RoundProgress:
         told = f"round {view.round} of {self._rounds}"
         if "accuracy" in view.scores:
             told += f", accuracy {view.scores['accuracy']:.3f}"
-        if self._charged:
-            executed = f", executed {shown(view.epsilon_executed)}" if view.epsilon_executed is not None else ""
-            told += f", {self._charged}{executed}{self._terms}"
+        executed = f", executed {shown(view.epsilon_executed)}" if view.epsilon_executed is not None else ""
+        told += self._charged + executed
         self._progress.update(self._bar, completed=view.round, told=told)
 
     def __enter__(self) -> Self:
+        self._progress.console.print(self._headline, highlight=False)
         self._progress.start()
         return self
 

@@ -1,0 +1,257 @@
+"""The round loop: what it believes, what it survives, what it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_nodes import FakeNode, run, update_of
+from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord, Message, RecordDict
+from privet.privacy.channel import words
+from privet.privacy.errors import FederationError, Refusal
+from privet.privacy.submission import Submission
+
+Make = Callable[..., Submission]
+
+
+def three(**manners: object) -> list[FakeNode]:
+    """Three nodes; the manners are the third's."""
+    return [FakeNode("node-1"), FakeNode("node-2"), FakeNode("node-3", **manners)]  # type: ignore[arg-type]
+
+
+def test_model_is_the_average_weighted_by_declared_sizes(make_submission: Make, tmp_path: Path) -> None:
+    nodes = [FakeNode("node-1", 10, step=1.0), FakeNode("node-2", 30, step=2.0)]
+    state, _ = run(make_submission("run.rounds=1"), nodes, tmp_path)
+    np.testing.assert_allclose(state.model["w"], 1.75)
+
+
+def test_every_round_is_watched_and_begins_at_the_initial_model(make_submission: Make, tmp_path: Path) -> None:
+    state, watched = run(make_submission(), three(), tmp_path)
+    assert [seen.round for seen in watched] == [0, 1, 2, 3, 4]
+    assert [float(seen.model["w"][0, 0]) for seen in watched] == [0, 1, 2, 3, 4]
+    assert state.participations == {"node-1": 4, "node-2": 4, "node-3": 4}
+
+
+def test_nodes_that_compute_another_initial_model_end_the_run(make_submission: Make, tmp_path: Path) -> None:
+    nodes = [FakeNode("node-1"), FakeNode("node-2", initial=1.0)]
+    with pytest.raises(FederationError, match="another initial model"):
+        run(make_submission(), nodes, tmp_path)
+
+
+def test_refusing_node_is_left_out_and_not_asked_again(make_submission: Make, tmp_path: Path) -> None:
+    nodes = three(train=lambda *_: Refusal.EPSILON_ABOVE_CLAIM.value)
+    state, _ = run(make_submission(), nodes, tmp_path)
+    assert state.excluded == {"node-3": "epsilon-above-claim"}
+    assert nodes[2].asked == [("train", 1, 1)]
+    assert state.history[0].failures == {"node-3": "epsilon-above-claim"}
+    assert state.history[1].failures == {}
+
+
+def test_too_few_willing_nodes_end_the_run_with_their_reasons(make_submission: Make, tmp_path: Path) -> None:
+    nodes = [FakeNode("node-1"), FakeNode("node-2", train=lambda *_: Refusal.DELTA_TOO_LARGE.value)]
+    with pytest.raises(FederationError, match=r"1 nodes answer in round 1, the plan needs 2: node-2 delta-too-large"):
+        run(make_submission(), nodes, tmp_path)
+
+
+def test_spent_attempt_is_asked_for_again_under_a_new_number(make_submission: Make, tmp_path: Path) -> None:
+    def lost_once(model: dict[str, np.ndarray], number: int, attempt: int) -> RecordDict | str:
+        if number == 2 and attempt == 1:
+            return Refusal.ATTEMPT_SPENT.value
+        return update_of({name: array + 1 for name, array in model.items()})
+
+    nodes = three(train=lost_once)
+    state, _ = run(make_submission(), nodes, tmp_path)
+    assert ("train", 2, 2) in nodes[2].asked
+    assert state.participations["node-3"] == 5
+    assert state.history[1].failures == {}
+    assert nodes[0].asked.count(("train", 2, 1)) == 1, "who answered is not asked twice"
+
+
+def test_lost_reply_is_asked_for_again_under_the_same_number(make_submission: Make, tmp_path: Path) -> None:
+    """A kept answer costs nothing; a new number would cost a spare round."""
+    lost: list[int] = []
+
+    def lose_one(request: Message, reply: Message) -> Message | None:
+        if request.metadata.message_type == words.TRAIN and not lost:
+            lost.append(request.metadata.dst_node_id)
+            return None
+        return reply
+
+    nodes = [FakeNode("node-1"), FakeNode("node-2")]
+    state, _ = run(make_submission(), nodes, tmp_path, lose_one)
+    assert nodes[0].asked[:2] == [("train", 1, 1), ("train", 1, 1)]
+    assert state.participations["node-1"] == 4
+
+
+def test_lost_reply_is_let_go_where_enough_answered(make_submission: Make, tmp_path: Path) -> None:
+    def lose_first_nodes(request: Message, reply: Message) -> Message | None:
+        is_lost = request.metadata.dst_node_id == 100 and request.metadata.message_type == words.TRAIN
+        return None if is_lost else reply
+
+    state, _ = run(make_submission(), three(), tmp_path, lose_first_nodes)
+    assert [report.failures for report in state.history] == [{"node-1": "no-answer"}] * 4
+    assert state.excluded == {}
+
+
+def test_failing_task_is_tried_again_next_round(make_submission: Make, tmp_path: Path) -> None:
+    def fails_first(model: dict[str, np.ndarray], number: int, attempt: int) -> RecordDict | str:
+        return Refusal.TASK_FAILED.value if number == 1 else update_of(model)
+
+    nodes = three(train=fails_first)
+    state, _ = run(make_submission(), nodes, tmp_path)
+    assert state.history[0].failures == {"node-3": "task-failed"}
+    assert state.history[1].answered == 3
+
+
+def lying_updates() -> dict[str, Callable[[dict[str, np.ndarray]], RecordDict]]:
+    def with_raw(array: FlowerArray) -> Callable[[dict[str, np.ndarray]], RecordDict]:
+        def lie(model: dict[str, np.ndarray]) -> RecordDict:
+            content = update_of(model)
+            record = content[words.ARRAYS]
+            assert isinstance(record, ArrayRecord)
+            record["w"] = array
+            return content
+
+        return lie
+
+    return {
+        "nan": lambda model: update_of({n: a * np.float32("nan") for n, a in model.items()}),
+        "infinity": lambda model: update_of({n: a + np.float32("inf") for n, a in model.items()}),
+        "other shape": lambda model: update_of({n: np.zeros((5,), np.float32) for n in model}),
+        "other names": lambda model: update_of({n + "x": a for n, a in model.items()}),
+        "missing array": lambda model: update_of({"w": model["w"]}),
+        "extra array": lambda model: update_of({**model, "z": np.zeros(1, np.float32)}),
+        "doubles": with_raw(FlowerArray(np.zeros((2, 2), np.float64))),
+        "objects": with_raw(FlowerArray("object", (2, 2), "numpy.ndarray", b"\x93NUMPY\x01\x00 not a header")),
+        "pickled": with_raw(FlowerArray("float32", (2, 2), "torch.pickle", b"cos\nsystem\n")),
+        "short": with_raw(
+            FlowerArray("float32", (2, 2), "numpy.ndarray", FlowerArray(np.zeros((2, 2), np.float32)).data[:-1])
+        ),
+        "nothing": lambda model: RecordDict(),
+    }
+
+
+@pytest.mark.parametrize("lie", list(lying_updates()))
+def test_lying_update_is_left_out(make_submission: Make, tmp_path: Path, lie: str) -> None:
+    nodes = three(train=lambda model, *_: lying_updates()[lie](model))
+    state, _ = run(make_submission("run.rounds=1"), nodes, tmp_path)
+    assert state.history[0].failures == {"node-3": "malformed-update"}
+    np.testing.assert_allclose(state.model["w"], 1.0)
+
+
+def test_node_cannot_raise_its_own_weight(make_submission: Make, tmp_path: Path) -> None:
+    nodes = three(train=lambda model, *_: update_of({n: a + 100 for n, a in model.items()}, weight=10**9))
+    for strategy in ("fedavg", "krum"):
+        extra = ["aggregation.malicious-nodes=0"] if strategy == "krum" else []
+        submission = make_submission("run.rounds=1", f"aggregation.strategy={strategy}", *extra, run_id=strategy)
+        state, _ = run(submission, nodes, tmp_path / strategy)
+        assert float(state.model["w"][0, 0]) < 40
+
+
+def test_text_of_an_error_is_not_believed(make_submission: Make, tmp_path: Path) -> None:
+    nodes = three(train=lambda *_: "patient 17 has a tumour")
+    state, _ = run(make_submission("run.rounds=1"), nodes, tmp_path)
+    assert state.history[0].failures == {"node-3": "app-failed"}
+
+
+def test_crashing_app_does_not_end_the_run(make_submission: Make, tmp_path: Path) -> None:
+    def crash(*_: object) -> RecordDict:
+        raise RuntimeError("secret")
+
+    state, _ = run(make_submission("run.rounds=1"), three(train=crash), tmp_path)
+    assert state.history[0].failures == {"node-3": "app-failed"}
+
+
+def test_reply_of_a_node_that_was_not_asked_is_ignored(make_submission: Make, tmp_path: Path) -> None:
+    """node-2 answers in the name of node-1, too: the first reply counts, and the forged one finds nobody waiting."""
+
+    def forge(request: Message, reply: Message) -> Message:
+        if request.metadata.dst_node_id == 101 and request.metadata.message_type == words.TRAIN:
+            reply.metadata.__dict__["_src_node_id"] = 100
+        return reply
+
+    state, _ = run(make_submission("run.rounds=1"), three(), tmp_path, forge)
+    assert state.history[0].failures == {"node-2": "no-answer"}
+    assert state.history[0].answered == 2
+
+
+def test_two_nodes_with_one_name_end_the_run(make_submission: Make, tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="two nodes call themselves node-1"):
+        run(make_submission(), [FakeNode("node-1"), FakeNode("node-1")], tmp_path)
+
+
+@pytest.mark.parametrize(("name", "size"), [("../etc", 10), ("", 10), ("ok", 0), ("ok", -1), ("ok", 2**60)])
+def test_node_with_impossible_description_is_not_on_the_roster(
+    make_submission: Make, tmp_path: Path, name: str, size: int
+) -> None:
+    nodes = [FakeNode("node-1"), FakeNode("node-2"), FakeNode(name, declared_size=size)]
+    state, _ = run(make_submission("run.rounds=1"), nodes, tmp_path)
+    assert set(state.participations) == {"node-1", "node-2"}
+
+
+def test_public_cap_on_participations_is_kept(make_submission: Make, tmp_path: Path) -> None:
+    settings = ("run.rounds=6", "aggregation.fraction=0.5", "aggregation.participations=3")
+    nodes = [FakeNode(f"node-{n}") for n in range(1, 5)]
+    state, _ = run(make_submission(*settings), nodes, tmp_path)
+    assert state.round == 6
+    assert max(state.participations.values()) <= 3
+
+
+def test_evaluation_is_asked_for_in_its_rounds_and_averaged_by_size(make_submission: Make, tmp_path: Path) -> None:
+    nodes = [FakeNode("node-1", 10, accuracy=0.2), FakeNode("node-2", 30, accuracy=0.6)]
+    state, _ = run(make_submission("evaluation.every=2"), nodes, tmp_path)
+    assert [report.metrics for report in state.history] == [{}, {"accuracy": 0.5}, {}, {"accuracy": 0.5}]
+    assert [asked for asked in nodes[0].asked if asked[0] == "evaluate"] == [("evaluate", 2, 1), ("evaluate", 4, 1)]
+
+
+class StoppedError(Exception):
+    """The server's process ends here."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("aggregation.strategy=fedavgm", "aggregation.server-momentum=0.9"),
+        ("aggregation.strategy=fedadam",),
+        ("aggregation.strategy=fedyogi",),
+        ("aggregation.strategy=fedadagrad",),
+        ("aggregation.strategy=fedmedian",),
+    ],
+)
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 5, 8, 11])
+def test_run_that_stops_and_resumes_ends_with_the_same_bytes(
+    make_submission: Make, tmp_path: Path, settings: tuple[str, ...], stop_at: int
+) -> None:
+    """The run stops while the n-th reply is on its way, in whatever round that is; a new server goes on."""
+
+    def nodes() -> list[FakeNode]:
+        return [FakeNode(f"node-{n}", 10 * n, step=0.1 * n) for n in (1, 2, 3)]
+
+    replies = 0
+
+    def stop(request: Message, reply: Message) -> Message:
+        nonlocal replies
+        replies += request.metadata.message_type == words.TRAIN
+        if replies == stop_at:
+            raise StoppedError
+        return reply
+
+    submission = make_submission(*settings)
+    whole, _ = run(submission, nodes(), tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        run(submission, nodes(), tmp_path / "stopped", stop)
+    resumed, _ = run(submission, nodes(), tmp_path / "stopped")
+    assert resumed.round == whole.round
+    for name, array in whole.model.items():
+        assert resumed.model[name].tobytes() == array.tobytes()
+
+
+def test_finished_run_is_not_run_again(make_submission: Make, tmp_path: Path) -> None:
+    submission = make_submission()
+    run(submission, three(), tmp_path)
+    nodes = three()
+    state, watched = run(submission, nodes, tmp_path)
+    assert (state.round, len(watched)) == (4, 1)
+    assert nodes[0].asked == []
