@@ -1,7 +1,7 @@
 """What many tests need: a plan, a submission, and a federation of small numpy nodes over the in-process Grid."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -63,8 +63,7 @@ def make_submission(make_plan: Callable[..., Plan]) -> Callable[..., Submission]
 
 
 @pytest.fixture(autouse=True)
-def _fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees or leaves anything in the user's home, or prints tracebacks by a variable of the environment."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("PRIVET_DEBUG", raising=False)
-    yield

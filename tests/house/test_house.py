@@ -1,4 +1,4 @@
-"""The rules of the house (docs/adr/0001, 0006): arrows point down, server and client never meet, and who may know what."""
+"""The rules of the house (docs/adr/0001, 0006): arrows point down, server and client never meet, who may know what."""
 
 import ast
 import tomllib
