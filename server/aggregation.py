@@ -6,6 +6,8 @@ not depend on their order (Demmel and Nguyen 2013, "Fast Reproducible Floating-P
 on one machine or on many. The price is an absolute error of QUANTUM / 2 in a term, far below a float32's own.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,17 +39,17 @@ class RunningAverage:
             _add_scaled(total, update[name].reshape(-1), share)
         self._weight += weight
 
-    def result(self) -> dict[str, Array]:
-        """The average, float32, in the model's order of names. Ends the sum: its memory is given back on the way."""
+    def result(self) -> Iterator[tuple[str, Array]]:
+        """The average, float32, array by array in the model's order of names; each sum is given back on the way."""
         if self._weight == 0:
             raise ValueError("an average of nothing")
         share = self._weight / self._total_weight
-        average: dict[str, Array] = {}
-        for name, shape in self._shapes.items():
-            total = self._sums.pop(name)
-            total /= share
-            average[name] = total.astype(np.float32).reshape(shape)
-        return average
+        return ((name, self._averaged(name, shape, share)) for name, shape in self._shapes.items())
+
+    def _averaged(self, name: str, shape: tuple[int, ...], share: float) -> Array:
+        total = self._sums.pop(name)
+        total /= share
+        return total.astype(np.float32).reshape(shape)
 
 
 def _add_scaled(total: NDArray[np.float64], values: Array, share: float) -> None:

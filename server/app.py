@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ..privacy.budget.events import RELATION
 from ..privacy.errors import CheckpointError, FederationError, PrivetError
+from ..privacy.plan import Plan
 from ..privacy.plan_file import read_plan
 from ..privacy.submission import Submission
 from .checkpoints import State
@@ -24,7 +25,7 @@ from .simulated import simulated_submission
 OUTCOME = "outcome.json"
 OUTCOME_FORMAT = 1
 # Stock Flower registers a simulation's nodes one by one, within milliseconds, while the ServerApp already runs.
-NODES_SECONDS = 60.0
+NODES_SECONDS = 30.0
 _SETTLED_SECONDS = 0.25
 _LOOK_SECONDS = 0.05
 
@@ -40,8 +41,9 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = RunConfig.of(context.run_config)
         folder = RunFolder(config.out)
-        submission = _begun_or_resumed(config, folder)
-        wait_for_nodes(grid, submission.plan.aggregation.min_nodes)
+        plan = read_plan(config.plan)
+        wait_for_nodes(grid, plan.aggregation.min_nodes)  # before anything is written
+        submission = _begun_or_resumed(plan, folder)
         checkpoints = folder.checkpoints(submission)
         state = Federation(submission, grid, checkpoints, _log_round, config.request_seconds).run()
         folder.write_model(submission, state)
@@ -71,8 +73,7 @@ def wait_for_nodes(grid: Grid, least: int, patience: float = NODES_SECONDS) -> N
             count, since = found, time.monotonic()
 
 
-def _begun_or_resumed(config: RunConfig, folder: RunFolder) -> Submission:
-    plan = read_plan(config.plan)
+def _begun_or_resumed(plan: Plan, folder: RunFolder) -> Submission:
     if not folder.submission.exists():
         submission = simulated_submission(plan)
         folder.begin(plan, submission)
@@ -80,8 +81,8 @@ def _begun_or_resumed(config: RunConfig, folder: RunFolder) -> Submission:
     begun, submission = folder.read()
     if begun != plan:
         raise CheckpointError(
-            f"{folder.root}: a run of another plan was begun here than {config.plan} holds now",
-            f"give another folder, or go on with the plan that it was begun with: {folder.plan}",
+            f"{folder.root}: a run of another plan was begun here",
+            f"give another folder, or the plan that it was begun with: {folder.plan}",
         )
     return submission
 

@@ -14,9 +14,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from ..privacy.channel import words
-from ..privacy.channel.arrays import to_record
+from ..privacy.channel.arrays import as_record, to_parameters, to_record
 from ..privacy.errors import REFUSAL_CODES, FederationError, Refusal
-from ..privacy.parameters import Array, Parameters, hash_of
+from ..privacy.parameters import Parameters, hash_of
 from ..privacy.submission import Submission
 from . import strategies
 from .aggregation import RunningAverage
@@ -60,6 +60,7 @@ class Federation:
         self._timeout = timeout
         self._strategy = strategies.build_strategy(self._plan)
         self._roster: dict[str, Member] = {}
+        self._encoded: tuple[Parameters, ArrayRecord] | None = None
 
     def run(self) -> State:
         """The last round's state. Raises FederationError when fewer than `min-nodes` can go on."""
@@ -144,7 +145,7 @@ class Federation:
         return gathered, attempts
 
     def _ask_to_train(self, model: Parameters, number: int, attempts: dict[str, int], gathered: _Gathered) -> None:
-        arrays = to_record(model)
+        arrays = self._record_of(model)
         messages: list[Message] = []
         for attempt in sorted(set(attempts.values())):
             cohort = [self._roster[name].node_id for name in attempts if attempts[name] == attempt]
@@ -156,6 +157,7 @@ class Federation:
             name = by_id.pop(reply.metadata.src_node_id, None)  # once each, and only of those who were asked
             if name is not None:
                 self._take(reply, name, model, gathered)
+            del reply  # before the next one comes: an update is held while it is added, and no longer
 
     def _take(self, reply: Message, name: str, model: Parameters, gathered: _Gathered) -> None:
         update = checked_update(reply, like=model)
@@ -181,19 +183,25 @@ class Federation:
             if code == Refusal.ATTEMPT_SPENT or (not enough and (code in _RETRIED or code not in REFUSAL_CODES))
         ]
 
-    def _aggregate(self, gathered: _Gathered, number: int) -> dict[str, Array]:
-        replies = gathered.kept
+    def _aggregate(self, gathered: _Gathered, number: int) -> Parameters:
         if gathered.average is not None:  # the strategy gets one reply: the average, which averages to itself
-            content = replies[0].content
-            content[words.ARRAYS] = to_record(gathered.average.result())
-        return strategies.aggregate(self._strategy, number, replies)
+            gathered.kept[0].content[words.ARRAYS] = as_record(gathered.average.result())
+        record = strategies.aggregate(self._strategy, number, gathered.kept)
+        self._encoded = (to_parameters(record), record)
+        return self._encoded[0]
+
+    def _record_of(self, model: Parameters) -> ArrayRecord:
+        """The model as it is sent: encoded once, however many nodes and messages; the model is views of its bytes."""
+        if self._encoded is None or self._encoded[0] is not model:
+            self._encoded = (model, to_record(model))
+        return self._encoded[1]
 
     def _evaluate(self, model: Parameters, number: int, excluded: dict[str, str]) -> dict[str, float]:
         """Means over the declared records of the nodes that answer; empty in rounds without evaluation."""
         evaluation = self._plan.evaluation
         if evaluation is None or number % evaluation.every:
             return {}
-        content = RecordDict({words.ARRAYS: to_record(model), words.CONFIG: self._config(number, attempt=1)})
+        content = RecordDict({words.ARRAYS: self._record_of(model), words.CONFIG: self._config(number, attempt=1)})
         members = {m.node_id: m for name, m in self._roster.items() if name not in excluded}
         sums, records = dict.fromkeys(evaluation.metrics, 0.0), 0
         for reply in self._ask([self._message(node_id, words.EVALUATE, content) for node_id in members]):
@@ -219,7 +227,7 @@ class Federation:
         return ConfigRecord({words.SUBMISSION: self._submission.canonical, words.ROUND: number, words.ATTEMPT: attempt})
 
     def _message(self, node_id: int, kind: str, content: RecordDict) -> Message:
-        return self._grid.create_message(content, kind, node_id, group_id=self._submission.run_id)
+        return Message(content, node_id, kind, group_id=self._submission.run_id)
 
     def _ask(self, messages: list[Message]) -> Iterable[Message]:
         return self._grid.send_and_receive(messages, timeout=self._timeout) if messages else ()

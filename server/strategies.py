@@ -6,11 +6,11 @@ reply. Krum and MultiKrum (Blanchard et al. 2017), Bulyan (El Mhamdi et al. 2018
 2018) compare updates and get them all.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     Bulyan,
@@ -28,9 +28,7 @@ from flwr.serverapp.strategy import (
 from numpy.typing import NDArray
 
 from ..privacy.channel import words
-from ..privacy.channel.arrays import to_parameters
 from ..privacy.errors import FederationError
-from ..privacy.parameters import Array
 from ..privacy.plan import Plan
 
 _CLASSES: dict[str, Callable[..., FedAvg]] = {
@@ -46,6 +44,7 @@ _CLASSES: dict[str, Callable[..., FedAvg]] = {
     "fedmedian": FedMedian,
     "fedtrimmedavg": FedTrimmedAvg,
 }
+_PLAIN = (FedAvg, FedProx)
 # The plan's key -> Flower's argument, where they differ.
 _ARGUMENTS = {
     "server_learning_rate": "eta",
@@ -78,16 +77,21 @@ def build_strategy(plan: Plan) -> FedAvg:
     )
 
 
-def aggregate(strategy: FedAvg, round_number: int, replies: Iterable[Message]) -> dict[str, Array]:
+def aggregate(strategy: FedAvg, round_number: int, replies: Sequence[Message]) -> ArrayRecord:
     """The next model, float32; raise FederationError where the strategy gives none."""
+    if type(strategy) in _PLAIN and len(replies) == 1:
+        return _arrays_of(replies[0])  # the average of one is that one: Flower would decode and encode it four times
     arrays, _ = strategy.aggregate_train(round_number, replies)
     if arrays is None:
         raise FederationError(
             f"round {round_number}: {type(strategy).__name__} had too few updates to aggregate",
             "raise aggregation.min-nodes, or lower aggregation.malicious-nodes",
         )
-    single = ArrayRecord({name: _as_float32(array) for name, array in arrays.items()})
-    return to_parameters(single)
+    return ArrayRecord({name: _as_float32(array) for name, array in arrays.items()})
+
+
+def _arrays_of(reply: Message) -> ArrayRecord:
+    return reply.content.array_records[words.ARRAYS]
 
 
 def remembered(strategy: FedAvg) -> dict[str, NDArray[Any]]:
@@ -167,5 +171,6 @@ def _argument(strategy: str, key: str) -> str:
     return key if strategy == "fedavgm" else _ARGUMENTS.get(key, key)
 
 
-def _as_float32(array: Any) -> Any:
-    return type(array)(array.numpy().astype(np.float32))
+def _as_float32(array: Array) -> Array:
+    """Median and some others give doubles."""
+    return array if array.dtype == "float32" else Array(array.numpy().astype(np.float32))

@@ -65,6 +65,7 @@ class LocalGrid(Grid):
             reply = self._delivered(message)
             if reply is not None:
                 yield reply
+            del reply  # or it would be held while the next node trains
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Carry out the messages; their replies wait to be pulled."""

@@ -6,6 +6,7 @@ Reading copies nothing: the arrays are read-only views of the record's own bytes
 
 import io
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from flwr.app import Array as FlowerArray
@@ -19,8 +20,13 @@ _MOST_DIMENSIONS = 8
 
 
 def to_record(parameters: Parameters) -> ArrayRecord:
-    """The parameters as Flower sends them: `.npy` bytes by name."""
-    return ArrayRecord({name: FlowerArray(np.asarray(array, dtype=np.float32)) for name, array in parameters.items()})
+    """The parameters as Flower sends them: `.npy` bytes by name, each copied once."""
+    return as_record(parameters.items())
+
+
+def as_record(arrays: Iterable[tuple[str, Array]]) -> ArrayRecord:
+    """The same for arrays that come one by one, each of which may be gone before the next is made."""
+    return ArrayRecord({name: _encoded(array) for name, array in arrays})
 
 
 def to_parameters(record: ArrayRecord) -> dict[str, Array]:
@@ -28,6 +34,15 @@ def to_parameters(record: ArrayRecord) -> dict[str, Array]:
     if len(record) > MOST_ARRAYS:
         raise _malformed(f"{len(record)} arrays, allowed are {MOST_ARRAYS}")
     return {name: _view(name, array) for name, array in record.items()}
+
+
+def _encoded(array: Array) -> FlowerArray:
+    values = np.asarray(array, dtype="<f4", order="C")
+    header = io.BytesIO()
+    description = {"descr": "<f4", "fortran_order": False, "shape": values.shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    content = b"".join((header.getvalue(), values.reshape(-1).data))
+    return FlowerArray(dtype="float32", shape=values.shape, stype=_STYPE, data=content)
 
 
 def _view(name: str, array: FlowerArray) -> Array:

@@ -26,7 +26,7 @@ def average(
     running = RunningAverage(updates[0], total or sum(weights))
     for update, weight in zip(updates, weights, strict=True):
         running.add(update, weight)
-    return running.result()
+    return dict(running.result())
 
 
 @given(seed=st.integers(0, 2**32), weights=st.lists(st.integers(1, 10**6), min_size=1, max_size=12))
@@ -81,7 +81,7 @@ def test_names_keep_the_models_order_and_dtype() -> None:
 
 def test_average_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing"):
-        RunningAverage({"a": np.zeros(3, np.float32)}, 1).result()
+        list(RunningAverage({"a": np.zeros(3, np.float32)}, 1).result())
 
 
 def test_large_values_still_average() -> None:
@@ -98,7 +98,7 @@ def test_memory_stays_at_a_few_updates_however_many_nodes_answer() -> None:
     running = RunningAverage(model, 50)
     for _ in range(50):
         running.add(update, 1)
-    running.result()
+    dict(running.result())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3.5 * 4 * size
