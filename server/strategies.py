@@ -80,7 +80,9 @@ def build_strategy(plan: Plan) -> FedAvg:
 def aggregate(strategy: FedAvg, round_number: int, replies: Sequence[Message]) -> ArrayRecord:
     """The next model, float32; raise FederationError where the strategy gives none."""
     if type(strategy) in _PLAIN and len(replies) == 1:
-        return _arrays_of(replies[0])  # the average of one is that one: Flower would decode and encode it four times
+        average = replies[0].content[words.ARRAYS]  # of one is that one: Flower would copy it four times
+        assert isinstance(average, ArrayRecord), "the federation put it there"
+        return average
     arrays, _ = strategy.aggregate_train(round_number, replies)
     if arrays is None:
         raise FederationError(
@@ -88,10 +90,6 @@ def aggregate(strategy: FedAvg, round_number: int, replies: Sequence[Message]) -
             "raise aggregation.min-nodes, or lower aggregation.malicious-nodes",
         )
     return ArrayRecord({name: _as_float32(array) for name, array in arrays.items()})
-
-
-def _arrays_of(reply: Message) -> ArrayRecord:
-    return reply.content.array_records[words.ARRAYS]
 
 
 def remembered(strategy: FedAvg) -> dict[str, NDArray[Any]]:
