@@ -5,6 +5,7 @@
     │   ├── PlanError                       a plan that is not one: `.problems`, a line each
     │   └── TaskError                       a task that is unknown, or unfit to be trained privately
     ├── RefusedError               exit 3   an institution's rules say no: `.code`
+    ├── BudgetError                exit 2   an account or data set that cannot be opened or changed so
     ├── LedgerError                exit 1   a ledger that is damaged, foreign or of another kind
     ├── CheckpointError            exit 1   a checkpoint that is missing, damaged or of another submission
     ├── FederationError            exit 1   a run that cannot go on: too few nodes, or they disagree
@@ -56,6 +57,9 @@ class Refusal(StrEnum):
     NOT_VALID_NOW = "not-valid-now"
     OTHER_SUBMISSION = "other-submission"
     UNIT_NOT_OFFERED = "unit-not-offered"
+    ACCOUNT_CLOSED = "account-closed"
+    BUDGET_EXHAUSTED = "budget-exhausted"
+    LEDGER_BEHIND = "ledger-behind"
     DELTA_TOO_LARGE = "delta-too-large"
     EPSILON_ABOVE_CLAIM = "epsilon-above-claim"
     ROUNDS_EXHAUSTED = "rounds-exhausted"
@@ -75,6 +79,12 @@ class RefusedError(PrivetError):
     def __init__(self, code: Refusal, message: str, remedy: str) -> None:
         super().__init__(message, remedy)
         self.code = code
+
+
+class BudgetError(PrivetError):
+    """An account or a data set that cannot be opened or changed like that."""
+
+    exit_code = 2
 
 
 class LedgerError(PrivetError):

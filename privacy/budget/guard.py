@@ -1,29 +1,38 @@
-"""Guard: admits or refuses, for one node, on the record of its ledger. It stands before every touch of a record.
+"""Guard: admits or refuses, for one data set of an institution, on the record of its ledger.
 
-The rules (DESIGN, section 8):
+It stands before every touch of a record. The rules (DESIGN, section 8):
 1. A submission is charged in full (rounds, spare rounds, evaluations) in one durable transaction before anything else.
 2. A run id is admitted once: a second submission under it is refused, the same one is no news.
 3. The node computes its own epsilon for what is asked; it must be at most the claim. Delta must lie below one over the
    declared size: above it, "publish one record at random" would count as private.
-4. `begin` is durable before the first record is read. A begun attempt is spent, whether or not it was answered.
-5. The same attempt with the same bytes gets the kept answer; with other bytes it is refused.
-6. Begun attempts never exceed what was charged.
+4. The plan's unit is the account's or a stronger one, and the account's filter admits the charge (filters.py).
+5. A plan without a claim is admitted only where the account allows it, and voids the account: epsilon is infinite then.
+6. A charge that never began is released when its submission expires, and is dead: it cannot begin afterwards.
+7. `begin` is durable before the first record is read. A begun attempt is spent, whether or not it was answered.
+8. The same attempt with the same bytes gets the kept answer; with other bytes it is refused.
+9. Begun attempts never exceed what was charged.
 """
 
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Literal
 
 from ..errors import Refusal, RefusedError
 from ..plan import Plan
-from ..submission import Submission
+from ..submission import Claim, Submission
 from .accounting import ACCOUNTANT, epsilon_of, rounded_up
+from .accounts import UNITS, AccountBook
+from .book import INFINITE, Account, DeclaredDataset, RunCharge
 from .charge import charged_events, executed_events
-from .events import RELATION
-from .ledger import Entry, Ledger
+from .events import RELATION, Events
+from .filters import renyi_cost, renyi_limit
+from .ledger import Entry
+from .witness import Countersigned
 
 Stage = Literal["train", "evaluate"]
+_STAGES: tuple[Stage, ...] = ("train", "evaluate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,36 +68,71 @@ class Standing:
     answered: int
 
 
-@dataclass(slots=True)
-class _Run:
-    submission_hash: str
-    epsilon: str | None
-    begun: dict[tuple[str, int, int], str] = field(default_factory=dict)
-    answered: dict[tuple[str, int, int], str] = field(default_factory=dict)
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a submission costs an account. `divergence`: at the order of a renyi filter, else 0."""
 
-    def count(self, stage: Stage) -> int:
-        return sum(1 for begun_stage, _, _ in self.begun if begun_stage == stage)
+    epsilon: Decimal
+    delta: Decimal
+    divergence: Decimal
+    events: Events
 
 
 class Guard:
-    """The guard of one node's records. `declared_size`: the public number of records, the denominator of averages."""
+    """The guard of one declared data set."""
 
-    def __init__(self, ledger: Ledger, declared_size: int) -> None:
-        self._ledger = ledger
-        self._declared_size = declared_size
-        self._runs: dict[str, _Run] = {}
-        self._seen = 0
+    def __init__(self, accounts: AccountBook, dataset: str) -> None:
+        self._accounts = accounts
+        self._ledger = accounts.ledger
+        self._dataset = dataset
+
+    @property
+    def dataset(self) -> DeclaredDataset:
+        """The data set as it is declared now; raise RefusedError where it is not offered any more."""
+        declared = self._accounts.catch_up().datasets.get(self._dataset)
+        if declared is None:
+            raise RefusedError(
+                Refusal.UNKNOWN_DATASET, f"data set {self._dataset} is not offered", "privet dataset list"
+            )
+        return declared
 
     def admit(self, submission: Submission, now: datetime) -> None:
         """Charge the submission in full, once; raise RefusedError and change nothing but the record of it."""
         try:
             with self._ledger.transaction():
-                self._catch_up()
-                if not self._is_admitted(submission):
-                    self._append_charge(submission, now)
+                self._accounts.catch_up()
+                run = self._admitted(submission)
+                if run is None:
+                    self._release_expired(now)
+                    charge = self.weigh(submission, now)
+                    self._ledger.append("charge", _charge_body(submission, self.dataset, charge))
         except RefusedError as refusal:
-            self._ledger.append("refused", _refusal_body(submission, refusal))
+            self._record(submission, refusal)
             raise
+        finally:
+            self._accounts.catch_up()
+        self._accounts.note_progress()
+
+    def weigh(self, submission: Submission, now: datetime) -> Charge:
+        """What the submission would cost; raise RefusedError where it would not be admitted. Changes nothing."""
+        plan, claim, dataset = submission.plan, submission.claim, self.dataset
+        account = self._accounts.book.accounts[dataset.account]
+        _check_time(submission, now)
+        if account.is_closed:
+            raise RefusedError(Refusal.ACCOUNT_CLOSED, f"account {account.name} is closed", "use another data set")
+        _check_unit(plan, account)
+        if claim is None or plan.privacy.delta is None:
+            return Charge(INFINITE, Decimal(1), Decimal(0), ())
+        _check_delta(plan.privacy.delta, dataset.declared_size)
+        charge = _charge(plan, claim, plan.privacy.delta, account)
+        if charge.epsilon > Decimal(repr(claim.epsilon)):  # the decimal that the submission shows, not its double
+            raise RefusedError(
+                Refusal.EPSILON_ABOVE_CLAIM,
+                f"what is asked costs epsilon {charge.epsilon}, the submission claims {claim.epsilon}",
+                "submit the plan again with a noise multiplier that keeps the claim",
+            )
+        _check_budget(account, charge)
+        return charge
 
     def begin(self, submission: Submission, attempt: Attempt) -> str | None:
         """Spend the attempt, durably; give the hash of its kept answer where it was answered before.
@@ -98,96 +142,166 @@ class Guard:
         """
         try:
             with self._ledger.transaction():
-                self._catch_up()
-                run = self._runs[submission.run_id]
+                run = self._accounts.catch_up().runs[submission.run_id]
                 if attempt.key in run.begun:
                     return _kept(run, attempt)
                 _check_within_charge(run, submission.plan, attempt)
                 self._ledger.append("begin", _attempt_body(submission, attempt) | {"request": attempt.request_hash})
-                return None
         except RefusedError as refusal:
-            self._ledger.append("refused", _refusal_body(submission, refusal))
+            self._record(submission, refusal)
             raise
+        finally:
+            self._accounts.catch_up()
+        return None
 
-    def answered(self, submission: Submission, attempt: Attempt, answer_hash: str) -> None:
-        """Record the durable answer to a begun attempt, before its first byte is sent."""
-        self._ledger.append("answer", _attempt_body(submission, attempt) | {"answer": answer_hash})
+    def answered(self, submission: Submission, attempt: Attempt, answer_hash: str, done: Mapping[str, str]) -> None:
+        """Record the durable answer to a begun attempt, before its first byte is sent.
+
+        `done`: what the trainer says that it did (noise multiplier, clip norm, sampling rate, steps) and with what (code
+        hash, versions); the auditor compares it with the plan.
+        """
+        self._ledger.append("answer", _attempt_body(submission, attempt) | {"answer": answer_hash} | dict(done))
+        self._accounts.catch_up()
+        self._accounts.note_progress()
 
     def standing(self, submission: Submission) -> Standing:
         """What the run was charged, and what of it has begun."""
-        self._catch_up()
+        run = self._accounts.catch_up().runs.get(submission.run_id)
         plan, claim = submission.plan, submission.claim
-        run = self._runs.get(submission.run_id) or _Run(submission.hash, None)
-        attempts, evaluations = run.count("train"), run.count("evaluate")
-        answered = sum(1 for stage, _, _ in run.answered if stage == "train")
+        attempts, evaluations = (run.count(stage) if run else 0 for stage in _STAGES)
+        answered = sum(1 for stage, _, _ in run.answered if stage == "train") if run else 0
         if claim is None or plan.privacy.delta is None:
             return Standing(None, None, None, plan.privacy.unit, attempts, evaluations, answered)
         executed = epsilon_of(executed_events(plan, claim.noise_multiplier, attempts, evaluations), plan.privacy.delta)
-        charged = Decimal(run.epsilon) if run.epsilon is not None else Decimal(0)
+        charged = run.epsilon if run and not run.is_released else Decimal(0)
         return Standing(
-            charged,
-            rounded_up(executed),
-            plan.privacy.delta,
-            plan.privacy.unit,
-            attempts,
-            evaluations,
-            answered,
+            charged, rounded_up(executed), plan.privacy.delta, plan.privacy.unit, attempts, evaluations, answered
         )
 
-    def _is_admitted(self, submission: Submission) -> bool:
-        run = self._runs.get(submission.run_id)
-        if run and run.submission_hash != submission.hash:
+    def check_witnessed(self, countersigned: Countersigned) -> None:
+        """Refuse where a head that the server countersigned is not in this ledger: it was put back to an older copy."""
+        head = countersigned.head
+        entry = self._ledger.entry(head.sequence)
+        is_ours = entry is not None and entry.hash == head.hash
+        if not is_ours and (head.sequence, head.hash) not in self._accounts.catch_up().recovered_heads:
             raise RefusedError(
-                Refusal.OTHER_SUBMISSION,
-                f"run {submission.run_id} was admitted with another submission",
-                "submit the changed plan as a new run",
+                Refusal.LEDGER_BEHIND,
+                f"the server witnessed entry {head.sequence}, which this ledger lacks: it was put back to an older copy",
+                "privet budget recover, with the witness that the server holds",
             )
-        return run is not None
 
-    def _append_charge(self, submission: Submission, now: datetime) -> None:
-        if not submission.is_valid_at(now):
+    def newest_entry(self) -> Entry:
+        """The head of the ledger."""
+        head = self._ledger.head()
+        assert head is not None, "an open ledger has its opening"
+        return head
+
+    def charges_after(self, sequence: int) -> Sequence[Entry]:
+        """The charges that were entered after a sequence number: what a witness does not hold yet."""
+        return [entry for entry in self._ledger.entries(after=sequence) if entry.kind in ("charge", "recovered-charge")]
+
+    def _admitted(self, submission: Submission) -> RunCharge | None:
+        run = self._accounts.book.runs.get(submission.run_id)
+        if run and (run.submission != submission.hash or run.is_released or run.is_recovered):
+            why = "released before it began" if run.is_released else "admitted with another submission"
+            why = "recovered from the witness, so what of it was spent is unknown" if run.is_recovered else why
             raise RefusedError(
-                Refusal.NOT_VALID_NOW,
-                f"the submission is valid from {submission.body.not_before} to {submission.body.expires}",
-                "submit the plan again, and check both clocks",
+                Refusal.OTHER_SUBMISSION, f"run {submission.run_id} was {why}", "submit the plan as a new run"
             )
-        plan, claim = submission.plan, submission.claim
-        body = {"run": submission.run_id, "submission": submission.hash, "unit": plan.privacy.unit}
-        if claim is None or plan.privacy.delta is None:
-            self._ledger.append("charge", body)
-            return
-        _check_delta(plan.privacy.delta, self._declared_size)
-        events = charged_events(plan, claim.noise_multiplier)
-        epsilon = rounded_up(epsilon_of(events, plan.privacy.delta))
-        _check_claim(epsilon, claim.epsilon)
-        terms = {
-            "epsilon": str(epsilon),
-            "delta": repr(plan.privacy.delta),
-            "relation": RELATION,
-            "accountant": ACCOUNTANT,
-        }
-        self._ledger.append("charge", body | terms | {"events": [event.as_json() for event in events]})
+        return run
 
-    def _catch_up(self) -> None:
-        """Read what was appended since the last look, by this process or another."""
-        for entry in self._ledger.entries(after=self._seen):
-            self._fold(entry)
-            self._seen = entry.sequence
+    def _release_expired(self, now: datetime) -> None:
+        moment = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        for run in list(self._accounts.book.runs.values()):
+            if not run.begun and not run.is_released and run.expires <= moment and run.epsilon.is_finite():
+                self._ledger.append("release", {"run": run.run, "why": f"never began, expired {run.expires}"})
+        self._accounts.catch_up()
 
-    def _fold(self, entry: Entry) -> None:
-        content = entry.content
-        if entry.kind == "charge":
-            self._runs[content["run"]] = _Run(content["submission"], content.get("epsilon"))
-        elif entry.kind in ("begin", "answer"):
-            run = self._runs[content["run"]]
-            key = (content["stage"], int(content["round"]), int(content["attempt"]))
-            if entry.kind == "begin":
-                run.begun[key] = content["request"]
-            else:
-                run.answered[key] = content["answer"]
+    def _record(self, submission: Submission, refusal: RefusedError) -> None:
+        self._ledger.append(
+            "refused",
+            {
+                "run": submission.run_id,
+                "submission": submission.hash,
+                "dataset": self._dataset,
+                "operator": submission.body.operator,
+                "code": refusal.code.value,
+                "why": refusal.message,
+            },
+        )
 
 
-def _kept(run: _Run, attempt: Attempt) -> str:
+def _charge(plan: Plan, claim: Claim, delta: float, account: Account) -> Charge:
+    events = charged_events(plan, claim.noise_multiplier)
+    divergence = renyi_cost(events, account.alpha) if account.alpha is not None else Decimal(0)
+    return Charge(rounded_up(epsilon_of(events, delta)), Decimal(repr(delta)), divergence, events)
+
+
+def _check_time(submission: Submission, now: datetime) -> None:
+    if not submission.is_valid_at(now):
+        raise RefusedError(
+            Refusal.NOT_VALID_NOW,
+            f"the submission is valid from {submission.body.not_before} to {submission.body.expires}",
+            "submit the plan again, and check both clocks",
+        )
+
+
+def _check_unit(plan: Plan, account: Account) -> None:
+    unit = plan.privacy.unit
+    if unit == "none":
+        if not account.allows_none:
+            raise RefusedError(
+                Refusal.UNIT_NOT_OFFERED,
+                f"account {account.name} admits no plan without a claim",
+                "ask for a unit, or open an account with --allow-none",
+            )
+    elif UNITS.index(unit) < UNITS.index(account.unit):
+        raise RefusedError(
+            Refusal.UNIT_NOT_OFFERED,
+            f"account {account.name} protects each {account.unit}, the plan only each {unit}",
+            f"submit a plan with unit {account.unit}",
+        )
+
+
+def _check_delta(delta: float, declared_size: int) -> None:
+    if Decimal(repr(delta)) * declared_size >= 1:
+        raise RefusedError(
+            Refusal.DELTA_TOO_LARGE,
+            f"delta {delta:g} is not below 1 / declared size = 1 / {declared_size} = {1 / declared_size:.3g}",
+            "ask for a smaller delta, well below one over the number of records",
+        )
+
+
+def _check_budget(account: Account, charge: Charge) -> None:
+    """The filter: what was spent and this charge together stay within the account."""
+    if account.is_void:
+        raise RefusedError(
+            Refusal.BUDGET_EXHAUSTED,
+            f"account {account.name} is void: a run without a claim was admitted to it",
+            "use a data set of another account",
+        )
+    if account.filter == "renyi" and account.alpha is not None:
+        limit = renyi_limit(account.epsilon, account.delta, account.alpha)
+        fits = account.spent_divergence + charge.divergence <= limit
+        told = f"divergence {charge.divergence} on {account.spent_divergence} of {limit} (order {account.alpha})"
+    else:
+        fits = (
+            account.spent_epsilon + charge.epsilon <= account.epsilon
+            and account.spent_delta + charge.delta <= account.delta
+        )
+        told = (
+            f"epsilon {charge.epsilon} on {account.spent_epsilon} of {account.epsilon}, "
+            f"delta {charge.delta} on {account.spent_delta} of {account.delta}"
+        )
+    if not fits:
+        raise RefusedError(
+            Refusal.BUDGET_EXHAUSTED,
+            f"account {account.name} cannot pay: {told}",
+            f"privet budget show {account.name}; a raise is a new, larger claim",
+        )
+
+
+def _kept(run: RunCharge, attempt: Attempt) -> str:
     if run.begun[attempt.key] != attempt.request_hash:
         raise RefusedError(
             Refusal.ATTEMPT_MISMATCH,
@@ -203,7 +317,7 @@ def _kept(run: _Run, attempt: Attempt) -> str:
     return run.answered[attempt.key]
 
 
-def _check_within_charge(run: _Run, plan: Plan, attempt: Attempt) -> None:
+def _check_within_charge(run: RunCharge, plan: Plan, attempt: Attempt) -> None:
     charged = plan.attempts_charged if attempt.stage == "train" else plan.evaluations_charged
     if run.count(attempt.stage) >= charged:
         raise RefusedError(
@@ -213,28 +327,28 @@ def _check_within_charge(run: _Run, plan: Plan, attempt: Attempt) -> None:
         )
     if not 1 <= attempt.round <= plan.run.rounds:
         raise RefusedError(
-            Refusal.MALFORMED_REQUEST,
-            f"round {attempt.round} of {plan.run.rounds}",
-            "ask for a round of the plan",
+            Refusal.MALFORMED_REQUEST, f"round {attempt.round} of {plan.run.rounds}", "ask for a round of the plan"
         )
 
 
-def _check_delta(delta: float, declared_size: int) -> None:
-    if delta >= 1 / declared_size:
-        raise RefusedError(
-            Refusal.DELTA_TOO_LARGE,
-            f"delta {delta:g} is not below 1 / declared size = 1 / {declared_size} = {1 / declared_size:.3g}",
-            "ask for a smaller delta, well below one over the number of records",
-        )
-
-
-def _check_claim(epsilon: Decimal, claimed: float) -> None:
-    if epsilon > Decimal(claimed):
-        raise RefusedError(
-            Refusal.EPSILON_ABOVE_CLAIM,
-            f"what is asked costs epsilon {epsilon}, the submission claims {claimed}",
-            "submit the plan again with a noise multiplier that keeps the claim",
-        )
+def _charge_body(
+    submission: Submission, dataset: DeclaredDataset, charge: Charge
+) -> dict[str, str | Sequence[Mapping[str, str]]]:
+    body: dict[str, str | Sequence[Mapping[str, str]]] = {
+        "run": submission.run_id,
+        "submission": submission.hash,
+        "plan": submission.canonical.decode(),
+        "dataset": dataset.name,
+        "declared_size": str(dataset.declared_size),
+        "account": dataset.account,
+        "unit": submission.plan.privacy.unit,
+        "epsilon": str(charge.epsilon),
+        "delta": str(charge.delta),
+        "divergence": str(charge.divergence),
+        "expires": submission.body.expires,
+        "events": [event.as_json() for event in charge.events],
+    }
+    return body | ({"relation": RELATION, "accountant": ACCOUNTANT} if charge.events else {})
 
 
 def _attempt_body(submission: Submission, attempt: Attempt) -> dict[str, str]:
@@ -243,13 +357,4 @@ def _attempt_body(submission: Submission, attempt: Attempt) -> dict[str, str]:
         "stage": attempt.stage,
         "round": str(attempt.round),
         "attempt": str(attempt.number),
-    }
-
-
-def _refusal_body(submission: Submission, refusal: RefusedError) -> dict[str, str]:
-    return {
-        "run": submission.run_id,
-        "submission": submission.hash,
-        "code": refusal.code,
-        "why": refusal.message,
     }

@@ -1,39 +1,47 @@
 """Ledger: an institution's append-only record of what was charged and done. SQLite; the event list is the truth.
 
-Each entry holds its number, time, kind, body (canonical JSON, numbers as strings), the previous entry's hash and its
-own (SHA-256). Triggers refuse every update and delete, and `verify` finds what was changed around them. The first
-entry says what the ledger is for: a simulation's is never opened by a deployment, nor the other way round. An append
-is durable when it returns (WAL with full sync).
+Each entry holds its number, time, kind, body (canonical JSON, numbers as strings), the previous entry's hash, its own
+(SHA-256 over all of that) and the institution's signature of it (Ed25519). Triggers refuse every update and delete, and
+`verified` finds what was changed around them. The first entry says what the ledger is for and whose key signs it: a
+simulation's is never opened by a deployment, nor the other way round. An append is durable when it returns (WAL, full sync).
 
-Not yet here: signatures, and a witness at the server. Until then the chain shows damage, not a rewrite by someone who
-computes it anew, and not a ledger put back to an older copy.
+Reading begins at the last snapshot: a signed note of the institution to itself that everything up to an entry was
+verified, and what it adds up to. An auditor ignores snapshots and starts at the first entry (`audit/replay.py`).
+
+A ledger put back to an older copy of itself is consistent: only a witness shows it (`witness.py`).
 """
 
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import rfc8785
 
 from ..errors import LedgerError
+from .keys import SigningKey, is_signed
 
 FORMAT = "1"
 Purpose = Literal["simulation", "deployment"]
-Body = Mapping[str, "str | list[dict[str, str]]"]
+Body = Mapping[str, "str | Sequence[Mapping[str, str]]"]
 Clock = Callable[[], datetime]
 
-_GENESIS = "0" * 64
+GENESIS = "0" * 64
+ENTRY, SNAPSHOT = "ledger-entry", "ledger-snapshot"  # purposes of signatures
+# Entries after which a snapshot is due: a reader then verifies at most about so many, at some 130 microseconds each.
+SNAPSHOT_EVERY = 2048
 _LOCK_SECONDS = 60.0  # how long one process waits for another's transaction; each takes milliseconds
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
     sequence INTEGER PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
-    previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE) STRICT;
+    previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE, signature TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS snapshots (
+    sequence INTEGER PRIMARY KEY, hash TEXT NOT NULL, state TEXT NOT NULL, signature TEXT NOT NULL) STRICT;
 CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
@@ -54,60 +62,76 @@ class Entry:
     body: str
     previous: str
     hash: str
+    signature: str
 
     @property
-    def content(self) -> dict[str, str]:
+    def content(self) -> dict[str, Any]:
         """The body, read."""
-        content: dict[str, str] = json.loads(self.body)
+        content: dict[str, Any] = json.loads(self.body)
         return content
 
     def expected_hash(self) -> str:
-        """SHA-256 over every other column, hexadecimal."""
+        """SHA-256 over every other column but the signature, hexadecimal."""
         return hashlib.sha256(
             rfc8785.dumps([str(self.sequence), self.time, self.kind, self.body, self.previous])
         ).hexdigest()
+
+    def is_whole(self, sequence: int, previous: str, public: str) -> bool:
+        """Whether it is the entry that belongs here, unchanged, and signed by the holder of the key."""
+        return (
+            self.sequence == sequence
+            and self.previous == previous
+            and self.hash == self.expected_hash()
+            and is_signed(public, ENTRY, bytes.fromhex(self.hash), self.signature)
+        )
 
 
 class Ledger:
     """An open ledger. One writer at a time, whatever the number of processes; use it from one thread."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, clock: Clock) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, key: SigningKey, clock: Clock) -> None:
         self.path = path
         self._connection = connection
+        self._key = key
         self._clock = clock
 
     @classmethod
-    def open(cls, path: Path, *, purpose: Purpose, owner: str, clock: Clock = system_clock) -> Self:
-        """The ledger at `path`, begun if there is none; verified if there is one.
+    def open(cls, path: Path, *, purpose: Purpose, owner: str, key: SigningKey, clock: Clock = system_clock) -> Self:
+        """The ledger at `path`, begun if there is none. What it says is verified by who reads it (`AccountBook`).
 
-        Raises LedgerError when it is not a ledger, damaged, of a newer format, or of another purpose or owner.
+        Raises LedgerError when it is not a ledger, of a newer format, or of another purpose, owner or key.
         """
+        connection = connected(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, timeout=_LOCK_SECONDS, isolation_level=None)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
             connection.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise LedgerError(f"{path}: not a ledger that can be opened: {error}", _RESTORE) from None
-        ledger = cls(path, connection, clock)
-        with ledger.transaction():
-            if ledger.head() is None:
-                ledger.append("opened", {"format": FORMAT, "purpose": purpose, "owner": owner})
-        ledger.verify()
-        ledger._check_opening(purpose, owner)
+        except sqlite3.Error as error:
+            connection.close()
+            raise LedgerError(f"{path}: not a ledger that can be written: {error}", RESTORE) from None
+        ledger = cls(path, connection, key, clock)
+        try:
+            with ledger.transaction():
+                if ledger.head() is None:
+                    opening = {"format": FORMAT, "purpose": purpose, "owner": owner, "public_key": key.public}
+                    ledger.append("opened", opening)
+            ledger._check_opening(purpose, owner)
+        except BaseException:
+            connection.close()
+            raise
         return ledger
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside is one durable step, and no other process writes meanwhile."""
-        self._connection.execute("BEGIN IMMEDIATE")
         try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise LedgerError(f"{self.path}: cannot be written: {error}", _ROOM) from None
 
     def append(self, kind: str, body: Body) -> Entry:
         """Add an entry; inside a transaction it is durable at its end."""
@@ -115,13 +139,15 @@ class Ledger:
             with self.transaction():
                 return self.append(kind, body)
         head = self.head()
-        sequence, previous = (head.sequence + 1, head.hash) if head else (1, _GENESIS)
+        sequence, previous = (head.sequence + 1, head.hash) if head else (1, GENESIS)
         moment = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
-        entry = Entry(sequence, moment, kind, rfc8785.dumps(dict(body)).decode(), previous, "")
-        entry = Entry(sequence, moment, kind, entry.body, previous, entry.expected_hash())
+        text = rfc8785.dumps(dict(body)).decode()
+        digest = Entry(sequence, moment, kind, text, previous, "", "").expected_hash()
+        signature = self._key.sign(ENTRY, bytes.fromhex(digest))
+        entry = Entry(sequence, moment, kind, text, previous, digest, signature)
         self._connection.execute(
-            "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)",
-            (entry.sequence, entry.time, entry.kind, entry.body, entry.previous, entry.hash),
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (entry.sequence, entry.time, entry.kind, entry.body, entry.previous, entry.hash, entry.signature),
         )
         return entry
 
@@ -130,31 +156,89 @@ class Ledger:
         row = self._connection.execute("SELECT * FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
         return Entry(*row) if row else None
 
+    def entry(self, sequence: int) -> Entry | None:
+        """The entry of that number."""
+        row = self._connection.execute("SELECT * FROM entries WHERE sequence = ?", (sequence,)).fetchone()
+        return Entry(*row) if row else None
+
     def entries(self, after: int = 0) -> Iterator[Entry]:
         """All entries in order, or those that follow a sequence number."""
         for row in self._connection.execute("SELECT * FROM entries WHERE sequence > ? ORDER BY sequence", (after,)):
             yield Entry(*row)
 
-    def verify(self) -> None:
-        """Check numbering, chain and every hash; raise LedgerError naming the first entry that is wrong."""
-        previous = _GENESIS
-        for sequence, entry in enumerate(self.entries(), start=1):
-            if entry.sequence != sequence or entry.previous != previous or entry.hash != entry.expected_hash():
-                raise LedgerError(f"{self.path}: entry {sequence} is not what was written", _RESTORE)
+    def verified(self, after: int = 0, previous: str = GENESIS) -> Iterator[Entry]:
+        """The entries that follow number `after` and hash `previous`; raise LedgerError naming the first that is wrong."""
+        for sequence, entry in enumerate(self.entries(after), start=after + 1):
+            if not entry.is_whole(sequence, previous, self._key.public):
+                raise LedgerError(f"{self.path}: entry {sequence} is not what this institution wrote", RESTORE)
             previous = entry.hash
+            yield entry
+
+    def snapshot(self) -> tuple[int, str, str] | None:
+        """The newest snapshot that this institution signed and that the entries bear out: sequence, hash, state."""
+        row = self._connection.execute("SELECT * FROM snapshots ORDER BY sequence DESC LIMIT 1").fetchone()
+        if row is None:
+            return None
+        sequence, digest, state, signature = row
+        entry = self.entry(sequence)
+        signed = is_signed(self._key.public, SNAPSHOT, _snapshot_message(sequence, digest, state), signature)
+        return (sequence, digest, state) if signed and entry and entry.hash == digest else None
+
+    def save_snapshot(self, sequence: int, state: str) -> None:
+        """Note that everything up to an entry was verified and adds up to `state`. Takes the place of earlier notes."""
+        entry = self.entry(sequence)
+        if entry is None:
+            raise ValueError(f"there is no entry {sequence}")
+        signature = self._key.sign(SNAPSHOT, _snapshot_message(sequence, entry.hash, state))
+        with self.transaction():
+            self._connection.execute("DELETE FROM snapshots")
+            self._connection.execute(
+                "INSERT INTO snapshots VALUES (?, ?, ?, ?)", (sequence, entry.hash, state, signature)
+            )
 
     def close(self) -> None:
         """Let go of the file."""
         self._connection.close()
 
     def _check_opening(self, purpose: Purpose, owner: str) -> None:
-        opening = next(self.entries())
-        expected = {"format": FORMAT, "purpose": purpose, "owner": owner}
-        if opening.kind != "opened" or opening.content != expected:
+        opening = self.entry(1)
+        content = opening.content if opening and opening.kind == "opened" else {}
+        if content.get("format") != FORMAT:
+            raise LedgerError(f"{self.path}: a ledger of format {content.get('format')}, not {FORMAT}", _NEWER)
+        if (content.get("purpose"), content.get("owner")) != (purpose, owner):
             raise LedgerError(
-                f"{self.path}: it was opened as {opening.body}, not as the {purpose} ledger of {owner}",
+                f"{self.path}: the {content.get('purpose')} ledger of {content.get('owner')}, "
+                f"not the {purpose} ledger of {owner}",
                 "give the ledger of this node, or another folder",
+            )
+        if content.get("public_key") != self._key.public:
+            raise LedgerError(
+                f"{self.path}: signed by another key than this institution's", "restore ledger and key together"
             )
 
 
-_RESTORE = "keep the file as evidence, and restore the ledger from a backup or use another folder"
+def connected(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """A connection with the ledger's settings; raise LedgerError where the file cannot be opened as a database."""
+    try:
+        if not read_only:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, timeout=_LOCK_SECONDS, isolation_level=None)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            return connection
+        if not path.is_file():
+            raise LedgerError(f"{path}: no such file", "give the ledger's file")
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except (OSError, sqlite3.Error) as error:
+        raise LedgerError(f"{path}: not a ledger that can be opened: {error}", RESTORE) from None
+    return connection
+
+
+def _snapshot_message(sequence: int, digest: str, state: str) -> bytes:
+    return f"{sequence}/{digest}/{hashlib.sha256(state.encode()).hexdigest()}".encode()
+
+
+RESTORE = "keep the file as evidence, and restore the ledger from a backup or use another folder"
+_NEWER = "open it with the version of privet that wrote it, or a newer one"
+_ROOM = "make the disk writable and free, then ask again; nothing was changed"

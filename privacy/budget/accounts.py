@@ -1,0 +1,184 @@
+"""AccountBook: an institution's accounts and data sets, kept in step with its ledger. Every change is an entry.
+
+The rules:
+1. An account is opened once; its unit, relation, delta and filter never change. A raise states a new, larger epsilon.
+2. A data set (its real path, at a unit) belongs to exactly one account, so that nobody is protected by a fresh budget.
+3. A data set that was charged is removed from the offer only: its account keeps what was spent.
+"""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+from ..errors import BudgetError
+from ..plan import NAME_PATTERN
+from .book import Account, Book, DeclaredDataset
+from .events import RELATION, Events
+from .filters import FilterName, best_alpha, renyi_limit
+from .ledger import GENESIS, SNAPSHOT_EVERY, Ledger
+
+UNITS = ("record", "group", "node")  # from the weakest to the strongest
+LARGEST_SIZE = 2**40
+LARGEST_EPSILON = Decimal(1000)
+
+
+@dataclass(frozen=True, slots=True)
+class AccountTerms:
+    """What an account is opened with. `typical`: events of a plan to choose a renyi filter's order by."""
+
+    unit: str
+    epsilon: Decimal
+    delta: Decimal
+    filter: FilterName = "additive"
+    typical: Events = ()
+    allows_none: bool = False
+
+
+class AccountBook:
+    """The book of one ledger. Call `catch_up` before reading it: another process may have written."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        snapshot = ledger.snapshot()
+        self.book = Book.load(snapshot[2]) if snapshot else Book()
+        self._seen, self._hash = (snapshot[0], snapshot[1]) if snapshot else (0, GENESIS)
+        self._snapped = self._seen
+        self.catch_up()
+
+    def catch_up(self) -> Book:
+        """Read and verify what was appended since the last look, by this process or another.
+
+        Raises LedgerError naming the first entry that this institution did not write.
+        """
+        for entry in self.ledger.verified(self._seen, self._hash):
+            self.book.apply(entry.kind, entry.content)
+            self._seen, self._hash = entry.sequence, entry.hash
+        return self.book
+
+    def note_progress(self) -> None:
+        """Write a snapshot where one is due, so that the next opening is quick. Outside of transactions."""
+        if self._seen - self._snapped >= SNAPSHOT_EVERY:
+            self.ledger.save_snapshot(self._seen, self.book.dump())
+            self._snapped = self._seen
+
+    def open_account(self, name: str, terms: AccountTerms) -> Account:
+        """Open an account; raise BudgetError for a name that is taken or terms that cannot be meant."""
+        _check_name("account", name)
+        _check_terms(terms)
+        body = {
+            "account": name,
+            "unit": terms.unit,
+            "relation": RELATION,
+            "epsilon": str(terms.epsilon),
+            "delta": str(terms.delta),
+            "filter": terms.filter,
+            "allows_none": "yes" if terms.allows_none else "no",
+        }
+        if terms.filter == "renyi":
+            body["alpha"] = str(_alpha(terms))
+        with self.ledger.transaction():
+            if name in self.catch_up().accounts:
+                raise BudgetError(f"account {name} is open already", f"privet budget show {name}")
+            self.ledger.append("account", body)
+        return self.catch_up().accounts[name]
+
+    def raise_account(self, name: str, epsilon: Decimal, because: str) -> Account:
+        """State a larger epsilon, with its reason: a new claim, which covers what was decided after seeing results."""
+        if not because.strip():
+            raise BudgetError("a raise without a reason", 'privet budget raise ACCOUNT --epsilon E --because "…"')
+        with self.ledger.transaction():
+            account = self._account(name)
+            if account.is_closed:
+                raise BudgetError(f"account {name} is closed", "open another account")
+            if not account.epsilon < epsilon <= LARGEST_EPSILON:
+                raise BudgetError(
+                    f"account {name} has epsilon {account.epsilon}; {epsilon} is not a larger one up to {LARGEST_EPSILON}",
+                    "give a larger epsilon",
+                )
+            body = {"account": name, "epsilon": str(epsilon), "from": str(account.epsilon), "because": because}
+            self.ledger.append("raise", body)
+        return self.catch_up().accounts[name]
+
+    def close_account(self, name: str, because: str) -> Account:
+        """End an account: it admits nothing more."""
+        with self.ledger.transaction():
+            self._account(name)
+            self.ledger.append("close", {"account": name, "because": because})
+        return self.catch_up().accounts[name]
+
+    def add_dataset(self, dataset: DeclaredDataset) -> DeclaredDataset:
+        """Declare a data set, once; raise BudgetError where its path, at this unit, belongs to another account."""
+        _check_name("data set", dataset.name)
+        if not 1 <= dataset.declared_size <= LARGEST_SIZE:
+            raise BudgetError(
+                f"declared size {dataset.declared_size}, allowed are 1 to 2^40", "give the number of records"
+            )
+        with self.ledger.transaction():
+            account = self._account(dataset.account)
+            if dataset.name in self.book.datasets:
+                raise BudgetError(f"data set {dataset.name} is declared already", "privet dataset list")
+            self._check_owner(dataset, account)
+            self.ledger.append(
+                "dataset",
+                {
+                    "dataset": dataset.name,
+                    "task": dataset.task,
+                    "path": dataset.path,
+                    "declared_size": str(dataset.declared_size),
+                    "account": dataset.account,
+                },
+            )
+        return self.catch_up().datasets[dataset.name]
+
+    def remove_dataset(self, name: str) -> None:
+        """Take a data set from the offer. What it was charged stays."""
+        with self.ledger.transaction():
+            if name not in self.catch_up().datasets:
+                raise BudgetError(f"no data set {name}", "privet dataset list")
+            self.ledger.append("dataset-removed", {"dataset": name})
+        self.catch_up()
+
+    def _account(self, name: str) -> Account:
+        account = self.catch_up().accounts.get(name)
+        if account is None:
+            known = ", ".join(self.book.accounts) or "none"
+            raise BudgetError(f"no account {name}; open: {known}", "privet budget open ACCOUNT")
+        return account
+
+    def _check_owner(self, dataset: DeclaredDataset, account: Account) -> None:
+        """One path, one account at a unit: also when it was removed, and comes back under another name."""
+        for path, unit, owner in self.book.owners:
+            if (path, unit) == (dataset.path, account.unit) and owner != account.name:
+                raise BudgetError(
+                    f"{path} belongs to account {owner} at unit {unit}, for good",
+                    f"declare it with --account {owner}",
+                )
+
+
+def _check_name(what: str, name: str) -> None:
+    if not re.match(NAME_PATTERN, name):
+        raise BudgetError(
+            f"{what} {name!r}: a name has lower-case letters, digits, dots and dashes", "give another name"
+        )
+
+
+def _check_terms(terms: AccountTerms) -> None:
+    if terms.unit not in UNITS:
+        raise BudgetError(f"unit {terms.unit!r} is not one of {', '.join(UNITS)}", "--unit record")
+    if not 0 < terms.epsilon <= LARGEST_EPSILON:
+        raise BudgetError(f"epsilon {terms.epsilon}, allowed are above 0 to {LARGEST_EPSILON}", "--epsilon 10")
+    if not 0 < terms.delta < 1:
+        raise BudgetError(f"delta {terms.delta}, allowed are above 0 and below 1", "--delta 1e-4")
+
+
+def _alpha(terms: AccountTerms) -> int:
+    if not terms.typical:
+        raise BudgetError(
+            "a renyi filter needs a typical plan to choose its order by", "--typical PLAN, or --filter additive"
+        )
+    alpha = best_alpha(terms.typical, terms.epsilon, terms.delta)
+    if renyi_limit(terms.epsilon, terms.delta, alpha) <= 0:
+        raise BudgetError(
+            f"a renyi filter of epsilon {terms.epsilon} at delta {terms.delta} admits nothing", "--filter additive"
+        )
+    return alpha

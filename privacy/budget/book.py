@@ -1,0 +1,247 @@
+"""Book: what a ledger's entries add up to. A fold over events: every number here can be computed anew from them.
+
+Accounts hold budgets, data sets belong to accounts, runs were charged to them. Nothing here decides; the guard does.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from typing import Any, Self
+
+from .filters import FilterName, renyi_epsilon
+
+INFINITE = Decimal("Infinity")
+Key = tuple[str, int, int]
+
+
+@dataclass(slots=True)
+class Account:
+    """A population x unit x relation, with its budget. `alpha`: the order of a renyi filter, else None.
+
+    `epsilon`, `delta`: the limit. `spent_epsilon`, `spent_delta`: charged, under `additive`. `spent_divergence`: charged,
+    under `renyi`. `is_void`: a run without a claim was admitted, so that epsilon is infinite from then on.
+    """
+
+    name: str
+    unit: str
+    relation: str
+    epsilon: Decimal
+    delta: Decimal
+    filter: FilterName
+    alpha: int | None
+    allows_none: bool
+    spent_epsilon: Decimal = Decimal(0)
+    spent_delta: Decimal = Decimal(0)
+    spent_divergence: Decimal = Decimal(0)
+    is_void: bool = False
+    is_closed: bool = False
+
+    @property
+    def epsilon_spent(self) -> Decimal:
+        """What has been charged, as an epsilon: at `spent_delta` (additive) or at `delta` (renyi). Infinite if void."""
+        if self.is_void:
+            return INFINITE
+        if self.filter == "renyi" and self.alpha is not None:
+            return renyi_epsilon(self.spent_divergence, self.delta, self.alpha)
+        return self.spent_epsilon
+
+    @property
+    def epsilon_left(self) -> Decimal:
+        """What may still be charged: exact for additive, indicative for renyi."""
+        return Decimal(0) if self.is_void or self.is_closed else max(Decimal(0), self.epsilon - self.epsilon_spent)
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredDataset:
+    """A data set as the institution declared it: `path` is where it lies, `declared_size` is public."""
+
+    name: str
+    task: str
+    path: str
+    declared_size: int
+    account: str
+
+
+@dataclass(slots=True)
+class RunCharge:
+    """A submission that was charged. `epsilon`: its own, by PLD at `delta`; infinite where it makes no claim."""
+
+    run: str
+    submission: str
+    dataset: str
+    account: str
+    epsilon: Decimal
+    delta: Decimal
+    divergence: Decimal
+    expires: str
+    is_released: bool = False
+    is_recovered: bool = False
+    begun: dict[Key, str] = field(default_factory=dict)
+    answered: dict[Key, str] = field(default_factory=dict)
+
+    def count(self, stage: str) -> int:
+        """How many attempts of a stage have begun."""
+        return sum(1 for begun_stage, _, _ in self.begun if begun_stage == stage)
+
+
+class Book:
+    """Accounts, data sets and charges, by name."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+        self.datasets: dict[str, DeclaredDataset] = {}
+        self.runs: dict[str, RunCharge] = {}
+        self.owners: set[tuple[str, str, str]] = set()  # (path, unit, account) of every data set that ever was
+        self.recovered_heads: set[tuple[int, str]] = set()  # witnessed heads whose charges were taken over
+
+    def apply(self, kind: str, content: Mapping[str, Any]) -> None:
+        """Add one entry's meaning. Unknown kinds are records of something else, and change nothing here."""
+        fold = _FOLDS.get(kind)
+        if fold is not None:
+            fold(self, content)
+
+    def dump(self) -> str:
+        """Everything, as JSON; `load` reads it back."""
+        runs = [
+            asdict(run) | {"begun": _listed(run.begun), "answered": _listed(run.answered)} for run in self.runs.values()
+        ]
+        return json.dumps(
+            {
+                "accounts": [asdict(account) for account in self.accounts.values()],
+                "datasets": [asdict(dataset) for dataset in self.datasets.values()],
+                "runs": runs,
+                "owners": sorted(self.owners),
+                "recovered_heads": sorted(self.recovered_heads),
+            },
+            default=str,
+        )
+
+    @classmethod
+    def load(cls, text: str) -> Self:
+        """What `dump` wrote. The caller has checked who wrote it."""
+        told, book = json.loads(text), cls()
+        for account in told["accounts"]:
+            amounts = {key: Decimal(account[key]) for key in _AMOUNTS}
+            book.accounts[account["name"]] = Account(**{**account, **amounts})
+        for dataset in told["datasets"]:
+            book.datasets[dataset["name"]] = DeclaredDataset(**dataset)
+        for run in told["runs"]:
+            amounts = {key: Decimal(run[key]) for key in ("epsilon", "delta", "divergence")}
+            pairs = {key: {(s, r, a): value for s, r, a, value in run[key]} for key in ("begun", "answered")}
+            book.runs[run["run"]] = RunCharge(**{**run, **amounts, **pairs})
+        book.owners = {(path, unit, account) for path, unit, account in told["owners"]}
+        book.recovered_heads = {(sequence, digest) for sequence, digest in told["recovered_heads"]}
+        return book
+
+
+_AMOUNTS = ("epsilon", "delta", "spent_epsilon", "spent_delta", "spent_divergence")
+
+
+def _listed(entries: Mapping[Key, str]) -> list[tuple[str, int, int, str]]:
+    return [(*key, value) for key, value in entries.items()]
+
+
+def attempt_key(content: Mapping[str, Any]) -> Key:
+    """Stage, round and attempt of a `begin` or `answer` entry."""
+    return (content["stage"], int(content["round"]), int(content["attempt"]))
+
+
+def _open_account(book: Book, content: Mapping[str, Any]) -> None:
+    book.accounts[content["account"]] = Account(
+        name=content["account"],
+        unit=content["unit"],
+        relation=content["relation"],
+        epsilon=Decimal(content["epsilon"]),
+        delta=Decimal(content["delta"]),
+        filter=content["filter"],
+        alpha=int(content["alpha"]) if "alpha" in content else None,
+        allows_none=content["allows_none"] == "yes",
+    )
+
+
+def _raise_account(book: Book, content: Mapping[str, Any]) -> None:
+    book.accounts[content["account"]].epsilon = Decimal(content["epsilon"])
+
+
+def _close_account(book: Book, content: Mapping[str, Any]) -> None:
+    book.accounts[content["account"]].is_closed = True
+
+
+def _add_dataset(book: Book, content: Mapping[str, Any]) -> None:
+    book.datasets[content["dataset"]] = DeclaredDataset(
+        name=content["dataset"],
+        task=content["task"],
+        path=content["path"],
+        declared_size=int(content["declared_size"]),
+        account=content["account"],
+    )
+    unit = book.accounts[content["account"]].unit
+    book.owners.add((content["path"], unit, content["account"]))
+
+
+def _remove_dataset(book: Book, content: Mapping[str, Any]) -> None:
+    del book.datasets[content["dataset"]]
+
+
+def _charge(book: Book, content: Mapping[str, Any]) -> None:
+    run = RunCharge(
+        run=content["run"],
+        submission=content["submission"],
+        dataset=content["dataset"],
+        account=content["account"],
+        epsilon=Decimal(content["epsilon"]),
+        delta=Decimal(content["delta"]),
+        divergence=Decimal(content["divergence"]),
+        expires=content["expires"],
+    )
+    book.runs[run.run] = run
+    _spend(book.accounts[run.account], run, Decimal(1))
+
+
+def _recover_charge(book: Book, content: Mapping[str, Any]) -> None:
+    """A charge that only the witness remembered: spent in full, and never to be continued."""
+    _charge(book, content)
+    book.runs[content["run"]].is_recovered = True
+
+
+def _recover(book: Book, content: Mapping[str, Any]) -> None:
+    book.recovered_heads.add((int(content["head_sequence"]), content["head_hash"]))
+
+
+def _release(book: Book, content: Mapping[str, Any]) -> None:
+    run = book.runs[content["run"]]
+    run.is_released = True
+    _spend(book.accounts[run.account], run, Decimal(-1))
+
+
+def _spend(account: Account, run: RunCharge, sign: Decimal) -> None:
+    if not run.epsilon.is_finite():
+        account.is_void = True  # nothing gives that back
+        return
+    account.spent_epsilon += sign * run.epsilon
+    account.spent_delta += sign * run.delta
+    account.spent_divergence += sign * run.divergence
+
+
+def _begin(book: Book, content: Mapping[str, Any]) -> None:
+    book.runs[content["run"]].begun[attempt_key(content)] = content["request"]
+
+
+def _answer(book: Book, content: Mapping[str, Any]) -> None:
+    book.runs[content["run"]].answered[attempt_key(content)] = content["answer"]
+
+
+_FOLDS = {
+    "account": _open_account,
+    "raise": _raise_account,
+    "close": _close_account,
+    "dataset": _add_dataset,
+    "dataset-removed": _remove_dataset,
+    "charge": _charge,
+    "recovered-charge": _recover_charge,
+    "recovered": _recover,
+    "release": _release,
+    "begin": _begin,
+    "answer": _answer,
+}

@@ -1,0 +1,99 @@
+"""An institution's signing key: Ed25519 (RFC 8032), made on first use, never sent anywhere.
+
+What is signed names what it is: every message begins with a purpose, so that a signature for one thing is none for another.
+"""
+
+import os
+from pathlib import Path
+from typing import Self
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ..errors import LedgerError
+
+_OWNER_ONLY = 0o600
+_RAW = serialization.Encoding.Raw
+
+
+class SigningKey:
+    """A private key. `public` is its public half: 64 hexadecimal digits."""
+
+    def __init__(self, private: Ed25519PrivateKey) -> None:
+        self._private = private
+        self.public = private.public_key().public_bytes(_RAW, serialization.PublicFormat.Raw).hex()
+
+    @classmethod
+    def generate(cls) -> Self:
+        """A new key, in memory only."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def load_or_create(cls, path: Path, passphrase: bytes | None = None) -> Self:
+        """The key in a file (PKCS 8, PEM, mode 0600; encrypted where there is a passphrase), made if there is none.
+
+        Raises LedgerError when the file cannot be read as a key, or when others can read it.
+        """
+        try:
+            return cls._load(path, passphrase)
+        except FileNotFoundError:
+            return cls._create(path, passphrase)
+
+    @classmethod
+    def load(cls, path: Path, passphrase: bytes | None = None) -> Self:
+        """The key in a file that must be there."""
+        try:
+            return cls._load(path, passphrase)
+        except FileNotFoundError:
+            raise LedgerError(f"{path}: no key there", "restore the key from its backup") from None
+
+    def sign(self, purpose: str, message: bytes) -> str:
+        """The signature over purpose and message, hexadecimal."""
+        return self._private.sign(_framed(purpose, message)).hex()
+
+    @classmethod
+    def _load(cls, path: Path, passphrase: bytes | None) -> Self:
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            raise LedgerError(f"{path}: others may read this key", f"chmod 600 {path}, and ask who has read it")
+        try:
+            key = serialization.load_pem_private_key(path.read_bytes(), passphrase)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise LedgerError(
+                f"{path}: not a key that opens with this passphrase", "give the right passphrase, or restore the key"
+            ) from None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise LedgerError(f"{path}: not an Ed25519 key", "restore the institution's key from its backup")
+        return cls(key)
+
+    @classmethod
+    def _create(cls, path: Path, passphrase: bytes | None) -> Self:
+        private = Ed25519PrivateKey.generate()
+        protection: serialization.KeySerializationEncryption = (
+            serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+        )
+        pem = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY)
+        except FileExistsError:  # another process made it a moment ago
+            return cls._load(path, passphrase)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        return cls(private)
+
+
+def is_signed(public: str, purpose: str, message: bytes, signature: str) -> bool:
+    """Whether the holder of the public key (hexadecimal) signed this message for this purpose."""
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
+        key.verify(bytes.fromhex(signature), _framed(purpose, message))
+    except (ValueError, InvalidSignature):
+        return False
+    return True
+
+
+def _framed(purpose: str, message: bytes) -> bytes:
+    return b"privet/" + purpose.encode() + b"/v1\0" + message

@@ -1,0 +1,128 @@
+"""Witness: the server's memory of each node's ledger, so that a ledger put back to an older copy shows.
+
+A node tells the head of its ledger with every answer, and the charges that the witness does not hold yet. The server
+countersigns each head, once for each number: a second head of the same number is a fork, and is refused. Both keep it.
+The witness learns sequence numbers, hashes and charges: plans that it knows already, and nothing computed from records.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import rfc8785
+
+from ..errors import LedgerError
+from .keys import SigningKey, is_signed
+from .ledger import Entry
+
+HEAD, COUNTERSIGNED = "ledger-head", "ledger-countersigned"  # purposes of signatures
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest entry of a node's ledger, said by the node. `signature`: by `public_key`, over all the rest."""
+
+    owner: str
+    public_key: str
+    sequence: int
+    hash: str
+    signature: str
+
+    @classmethod
+    def of(cls, owner: str, entry: Entry, key: SigningKey) -> "Head":
+        """The head that the institution states."""
+        unsigned = cls(owner, key.public, entry.sequence, entry.hash, "")
+        return cls(owner, key.public, entry.sequence, entry.hash, key.sign(HEAD, unsigned.message()))
+
+    def message(self) -> bytes:
+        """What is signed: canonical JSON, numbers as strings."""
+        return rfc8785.dumps([self.owner, self.public_key, str(self.sequence), self.hash])
+
+    def is_signed(self) -> bool:
+        """Whether the institution signed it."""
+        return is_signed(self.public_key, HEAD, self.message(), self.signature)
+
+
+@dataclass(frozen=True, slots=True)
+class Countersigned:
+    """A head with the server's signature of it."""
+
+    head: Head
+    server_key: str
+    server_signature: str
+
+    def is_signed(self) -> bool:
+        """Whether both signed it."""
+        return self.head.is_signed() and is_signed(
+            self.server_key, COUNTERSIGNED, self.head.message(), self.server_signature
+        )
+
+
+class Witness:
+    """What one server remembers of one node's ledger: a file of countersigned heads and charges, a line each."""
+
+    def __init__(self, path: Path, owner: str, key: SigningKey) -> None:
+        self._path = path
+        self._owner = owner
+        self._key = key
+        self.heads, self.charges = read_witness(path) if path.exists() else ([], {})
+
+    def newest(self) -> Countersigned | None:
+        """The head with the highest number."""
+        return self.heads[-1] if self.heads else None
+
+    def countersign(self, head: Head, charges: Iterable[Mapping[str, Any]]) -> Countersigned:
+        """Remember and countersign a head; raise LedgerError for one that contradicts what was seen before.
+
+        `charges`: the charge entries since the last head, columns by name.
+        """
+        newest = self.newest()
+        if not head.is_signed() or head.owner != self._owner:
+            raise LedgerError(f"{self._owner}: its head is not signed by it", "look at the node's key")
+        if newest is not None:
+            if head.public_key != newest.head.public_key:
+                raise LedgerError(
+                    f"{self._owner}: signs its ledger with another key than before", "ask the institution"
+                )
+            if (head.sequence, head.hash) == (newest.head.sequence, newest.head.hash):
+                return newest
+            if head.sequence <= newest.head.sequence:
+                raise LedgerError(
+                    f"{self._owner}: its ledger ends at entry {head.sequence}, and {newest.head.sequence} was witnessed",
+                    "at the node: privet budget recover",
+                )
+        countersigned = Countersigned(head, self._key.public, self._key.sign(COUNTERSIGNED, head.message()))
+        lines = [{"charge": dict(charge)} for charge in charges if str(charge["hash"]) not in self.charges]
+        self._append([*lines, {"head": asdict(countersigned)}])
+        self.heads.append(countersigned)
+        self.charges |= {str(line["charge"]["hash"]): line["charge"] for line in lines}
+        return countersigned
+
+    def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def read_witness(path: Path) -> tuple[list[Countersigned], dict[str, dict[str, Any]]]:
+    """The heads and the charges (by entry hash) in a witness file; signatures are not looked at here.
+
+    Raises LedgerError for a file that is not one. A last line torn by a crash is left out.
+    """
+    heads: list[Countersigned] = []
+    charges: dict[str, dict[str, Any]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        for line in lines:
+            if not line.endswith("\n"):
+                break
+            told = json.loads(line)
+            if "head" in told:
+                heads.append(Countersigned(**{**told["head"], "head": Head(**told["head"]["head"])}))
+            else:
+                charges[str(told["charge"]["hash"])] = told["charge"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LedgerError(f"{path}: not a witness file: {error}", "privet audit witness NODE writes one") from None
+    return heads, charges
