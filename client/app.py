@@ -1,15 +1,18 @@
 """The Flower ClientApp: translation only. What a node does stands in node.py."""
 
+import json
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from ..privacy.budget.witness import Countersigned, head_text, read_countersigned
 from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters, to_record
-from ..privacy.errors import Refusal, RefusedError
+from ..privacy.errors import LedgerError, Refusal, RefusedError
 from .node import Node, Request
 
 log = logging.getLogger("privet.node")
@@ -35,6 +38,7 @@ def client_app(node_of: Callable[[Context], Node]) -> ClientApp:
 
     app.query("describe")(handled_by(_describe))
     app.query("initial")(handled_by(_initial))
+    app.query("witness")(handled_by(_witness))
     app.train()(handled_by(_train))
     app.evaluate()(handled_by(_evaluate))
     return app
@@ -45,6 +49,13 @@ def _describe(node: Node, _: Message) -> RecordDict:
     return RecordDict({words.CONFIG: ConfigRecord({**facts})})
 
 
+def _witness(node: Node, message: Message) -> RecordDict:
+    countersigned = _witnessed(message)
+    if countersigned is not None:
+        node.witness(countersigned)
+    return RecordDict()
+
+
 def _initial(node: Node, message: Message) -> RecordDict:
     return RecordDict({words.ARRAYS: to_record(node.answer(_request("initial", message)).parameters)})
 
@@ -52,13 +63,29 @@ def _initial(node: Node, message: Message) -> RecordDict:
 def _train(node: Node, message: Message) -> RecordDict:
     answer = node.answer(_request("train", message))
     weight = MetricRecord({words.DECLARED_SIZE: node.dataset.declared_size})
-    return RecordDict({words.ARRAYS: to_record(answer.parameters), words.METRICS: weight})
+    arrays = to_record(answer.parameters)
+    return RecordDict({words.ARRAYS: arrays, words.METRICS: weight, words.LEDGER: _ledger(node, message)})
 
 
 def _evaluate(node: Node, message: Message) -> RecordDict:
     answer = node.answer(_request("evaluate", message))
     metrics = MetricRecord({words.DECLARED_SIZE: node.dataset.declared_size, **answer.sums})
-    return RecordDict({words.METRICS: metrics})
+    return RecordDict({words.METRICS: metrics, words.LEDGER: _ledger(node, message)})
+
+
+def _ledger(node: Node, message: Message) -> ConfigRecord:
+    """The head of the ledger, and the charges since the one that the server countersigned last."""
+    head, charges = node.head(_witnessed(message))
+    return ConfigRecord({words.HEAD: head_text(head), words.CHARGES: json.dumps([asdict(entry) for entry in charges])})
+
+
+def _witnessed(message: Message) -> Countersigned | None:
+    config = message.content.get(words.CONFIG)
+    text = config.get(words.WITNESSED) if isinstance(config, ConfigRecord) else None
+    try:
+        return read_countersigned(text) if text is not None else None
+    except LedgerError as error:
+        raise _malformed(error.message) from None
 
 
 def _request(stage: Stage, message: Message) -> Request:
@@ -71,7 +98,7 @@ def _request(stage: Stage, message: Message) -> Request:
     if not isinstance(submission, bytes) or type(number) is not int or type(attempt) is not int:
         raise _malformed("submission, round or attempt is missing or of another type")
     parameters = to_parameters(arrays) if arrays is not None else {}
-    return Request(stage, submission, number, attempt, parameters)
+    return Request(stage, submission, number, attempt, parameters, _witnessed(message))
 
 
 def _malformed(why: str) -> RefusedError:

@@ -52,7 +52,7 @@ class GradientSum:
             raise ValueError("a clip norm is for the modes that clip")
         self._loss = loss
         self._mode = mode
-        self._clip_norm = clip_norm or 0.0
+        self.clip_norm = clip_norm or 0.0
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._module: Any = _wrapped(model, mode, clip_norm)  # Opacus ships no types
         values = sum(parameter.numel() for parameter in self._trained)
@@ -112,7 +112,7 @@ class GradientSum:
         return self._loss(self._module(records.inputs), records.targets)
 
     def _weights(self, norms: Tensor) -> Tensor:
-        return (self._clip_norm / (norms + NORM_GUARD)).clamp(max=1.0)
+        return (self.clip_norm / (norms + NORM_GUARD)).clamp(max=1.0)
 
     def _gradients(self, losses: Tensor) -> list[Tensor]:
         with _without_hook_warnings():

@@ -1,6 +1,6 @@
 """Node: the story of a request inside an institution, from top to bottom.
 
-    receive -> is it ours? -> is it whole? -> charge -> begin -> train or evaluate -> keep -> answer
+    receive -> is it ours? -> is it whole? -> is our ledger the newest? -> charge -> begin -> train -> keep -> answer
 
 Nothing before `begin` touches a record. What leaves is an Answer, or one code of a closed list; why a request was
 refused or failed stays in the local log and ledger.
@@ -8,12 +8,14 @@ refused or failed stays in the local log and ledger.
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
+from ..privacy.budget.book import DeclaredDataset
 from ..privacy.budget.guard import Attempt, Guard, Standing
-from ..privacy.budget.ledger import Clock, system_clock
+from ..privacy.budget.ledger import Clock, Entry, system_clock
+from ..privacy.budget.witness import Countersigned, Head
 from ..privacy.errors import LedgerError, PrivetError, Refusal, RefusedError
 from ..privacy.parameters import Array, Parameters, hash_of, problem_of
 from ..privacy.submission import Submission
@@ -26,25 +28,16 @@ _Result = TypeVar("_Result")
 log = logging.getLogger("privet.node")
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """What an institution declares once. `declared_size` is public: the denominator of every average."""
-
-    name: str
-    task: str
-    source: Source
-    declared_size: int
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """What a server asks of a node. `parameters` are empty for `initial`."""
+    """What a server asks of a node. `parameters` are empty for `initial`. `witnessed`: the head it countersigned last."""
 
     stage: Literal["initial", "train", "evaluate"]
     submission: bytes
     round: int
     attempt: int
     parameters: Parameters
+    witnessed: Countersigned | None = None
 
 
 class Trainer(Protocol):
@@ -62,8 +55,12 @@ class Trainer(Protocol):
         """Sums of metrics over records."""
         ...
 
+    def done(self) -> Mapping[str, str]:
+        """What the last call really did and with what, for the ledger: noise multiplier, steps, code, versions."""
+        ...
 
-Workshop = Callable[[Submission, Dataset], Trainer]
+
+Workshop = Callable[[Submission, DeclaredDataset, Source], Trainer]
 RandomnessSource = Callable[[Submission, Attempt], Randomness]
 
 
@@ -73,7 +70,7 @@ class Node:
     def __init__(
         self,
         name: str,
-        dataset: Dataset,
+        source: Source,
         guard: Guard,
         answers: Answers,
         workshop: Workshop,
@@ -81,13 +78,26 @@ class Node:
         clock: Clock = system_clock,
     ) -> None:
         self.name = name
-        self.dataset = dataset
+        self._source = source
         self._guard = guard
         self._answers = answers
         self._workshop = workshop
         self._randomness = randomness or self._node_randomness
         self._clock = clock
         self._trainers: dict[str, Trainer] = {}
+
+    @property
+    def dataset(self) -> DeclaredDataset:
+        """What the institution declared, and may say to anybody."""
+        return self._guard.dataset
+
+    def head(self, witnessed: Countersigned | None) -> tuple[Head, Sequence[Entry]]:
+        """The head of the ledger, for a witness, and the charges that it does not hold yet."""
+        return self._guard.head(self.name), self._guard.charges_after(witnessed.head.sequence if witnessed else 0)
+
+    def witness(self, countersigned: Countersigned) -> None:
+        """Keep the server's countersignature; raise RefusedError where it shows that this ledger is an older copy."""
+        self._guard.keep_witnessed(countersigned)
 
     def answer(self, request: Request) -> Answer:
         """Carry out a request, or raise RefusedError with the code that may leave."""
@@ -101,12 +111,15 @@ class Node:
             return Answer(trainer.initial())
         attempt = _attempt(request, submission)
         _check_parameters(request, trainer)
+        if request.witnessed is not None:
+            self.witness(request.witnessed)
         self._guard.admit(submission, self._clock())
         kept = self._guard.begin(submission, attempt)
         if kept is not None:
             return self._kept_answer(submission, attempt, kept)
         answer = self._carry_out(trainer, request, self._randomness(submission, attempt))
-        self._guard.answered(submission, attempt, self._answers.keep(submission.run_id, attempt, answer))
+        answer_hash = self._answers.keep(submission.run_id, attempt, answer)
+        self._guard.answered(submission, attempt, answer_hash, trainer.done())
         return answer
 
     def standing(self, submission: Submission) -> Standing:
@@ -123,7 +136,9 @@ class Node:
     def _trainer(self, submission: Submission) -> Trainer:
         if submission.hash not in self._trainers:
             self._trainers.clear()  # one run at a time is kept warm: a model is what a node's memory is spent on
-            self._trainers[submission.hash] = self._guarded(lambda: self._workshop(submission, self.dataset))
+            self._trainers[submission.hash] = self._guarded(
+                lambda: self._workshop(submission, self.dataset, self._source)
+            )
         return self._trainers[submission.hash]
 
     def _kept_answer(self, submission: Submission, attempt: Attempt, answer_hash: str) -> Answer:

@@ -5,13 +5,18 @@ and from the declared size, never from `len(records)`; an empty batch is a step 
 is added once to the clipped sum and stands on every trainable parameter.
 """
 
+import hashlib
+import inspect
+import json
 from collections.abc import Mapping
 from functools import cached_property
+from importlib.metadata import version
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import __version__
 from ..privacy.errors import TaskError
 from ..privacy.parameters import Array, Parameters
 from ..privacy.plan import Plan
@@ -42,6 +47,7 @@ class TrainableModel:
         mode = mode_of(self.model) if clip_norm is not None else "plain"
         self.gradient_sum = GradientSum(self.model, task.loss, mode, clip_norm)
         self.initial: Parameters = self.read()
+        self.made_of = made_of(task)
 
     def read(self) -> dict[str, Array]:
         """The trainable parameters, copied out."""
@@ -64,6 +70,7 @@ class LocalTrainer:
         self._source = source
         self._declared_size = declared_size
         self.taken_out = 0
+        self._done: dict[str, str] = {}
 
     def initial(self) -> dict[str, Array]:
         """The trainable parameters as the task and the plan's public seed give them."""
@@ -73,17 +80,29 @@ class LocalTrainer:
     def _records(self) -> Records:
         return self._trainable.task.load(self._source).to(self._trainable.device)
 
+    def done(self) -> dict[str, str]:
+        """What the last call did, counted and measured as it was done, and the code that did it."""
+        return {**self._done, **self._trainable.made_of}
+
     def train(self, parameters: Parameters, randomness: Randomness) -> dict[str, Array]:
         """`local-steps` steps from `parameters`; gives the trainable parameters that follow, [same shapes] float32."""
         trainable, training = self._trainable, self._plan.training
         trainable.write(parameters)
         start = [parameter.detach().clone() for parameter in trainable.trained]
+        steps = 0
         optimizer = _optimizer(self._plan, trainable.trained)
         trainable.model.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.module_seed())
             for _ in range(training.local_steps):
                 self._step(optimizer, start, randomness)
+                steps += 1
+        self._done = {"steps": str(steps), "sampling_rate": repr(self._plan.privacy.sampling_rate)}
+        if self._claim is not None:
+            self._done |= {
+                "noise_multiplier": repr(self._claim.noise_multiplier),
+                "clip_norm": repr(trainable.gradient_sum.clip_norm),
+            }
         return trainable.read()
 
     def evaluate(self, parameters: Parameters, randomness: Randomness) -> dict[str, float]:
@@ -102,6 +121,8 @@ class LocalTrainer:
         noise = torch.zeros(len(names))
         if self._plan.evaluation and self._plan.evaluation.noise_multiplier is not None:
             noise = randomness.gaussian(len(names)) * self._plan.evaluation.noise_multiplier * len(names) ** 0.5
+            multiplier = repr(self._plan.evaluation.noise_multiplier)
+            self._done = {"steps": "1", "sampling_rate": "1.0", "noise_multiplier": multiplier}
         return {name: sums[name] + float(noise[place]) for place, name in enumerate(names)}
 
     def _step(self, optimizer: torch.optim.Optimizer, start: list[Tensor], randomness: Randomness) -> None:
@@ -118,6 +139,21 @@ class LocalTrainer:
             if proximal:
                 parameter.grad += proximal * (parameter.detach() - origin)
         optimizer.step()
+
+
+def made_of(task: Task) -> dict[str, str]:
+    """The code that trains, for the record: task, its version, the SHA-256 of its source, the libraries' versions."""
+    try:
+        source = inspect.getsource(inspect.getmodule(type(task)) or type(task))
+    except (OSError, TypeError):
+        source = ""
+    libraries = {name: version(name) for name in ("torch", "opacus", "numpy")}
+    return {
+        "task": task.name,
+        "task_version": task.version,
+        "code": hashlib.sha256(source.encode()).hexdigest(),
+        "versions": json.dumps({"privet": __version__, **libraries}, sort_keys=True),
+    }
 
 
 def scored(trainable: TrainableModel, records: Records) -> dict[str, float]:

@@ -157,6 +157,8 @@ class SimulationSection(Section):
     sizes: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] | None = None
     held_out: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.1
     path: StrictStr | None = None
+    account_epsilon: Positive = 10.0
+    account_delta: Annotated[StrictFloat, Field(gt=0, lt=1)] = 1e-4
 
 
 class Plan(BaseModel):

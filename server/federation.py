@@ -9,6 +9,7 @@ killed goes on from its newest checkpoint; nodes that had answered send the kept
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -23,10 +24,14 @@ from .aggregation import RunningAverage
 from .checkpoints import Checkpoints, RoundReport, State
 from .cohort import choose_cohort
 from .replies import Failure, Member, checked_metrics, checked_update, member_of
+from .witnesses import Witnesses
 
 # A refusal of these kinds may end with another attempt; any other ends a node's part in the run.
 _RETRIED = {Refusal.ATTEMPT_SPENT, Refusal.TASK_FAILED}
 _INITIAL_WITNESSES = 2
+_LEDGER_CONTRADICTS = "ledger-contradicts"
+
+_Answer = TypeVar("_Answer")
 
 Watch = Callable[[State], None]
 
@@ -50,6 +55,7 @@ class Federation:
         grid: Grid,
         checkpoints: Checkpoints,
         watch: Watch,
+        witnesses: Witnesses | None = None,
         timeout: float | None = None,
     ) -> None:
         self._submission = submission
@@ -57,6 +63,7 @@ class Federation:
         self._grid = grid
         self._checkpoints = checkpoints
         self._watch = watch
+        self._witnesses = witnesses
         self._timeout = timeout
         self._strategy = strategies.build_strategy(self._plan)
         self._roster: dict[str, Member] = {}
@@ -72,6 +79,7 @@ class Federation:
             state = self._round(state, number)
             self._checkpoints.save(state)
             self._watch(state)
+        self._tell_witnessed()
         return state
 
     def _call_roll(self) -> dict[str, Member]:
@@ -153,14 +161,14 @@ class Federation:
             messages += strategies.requests(self._strategy, number, arrays, config, self._grid, cohort)
         gathered.missing |= dict.fromkeys(attempts, "no-answer")
         by_id = {self._roster[name].node_id: name for name in attempts}
-        for reply in self._ask(messages):
+        for reply in self._ask(self._with_witness(messages)):
             name = by_id.pop(reply.metadata.src_node_id, None)  # once each, and only of those who were asked
             if name is not None:
                 self._take(reply, name, model, gathered)
             del reply  # before the next one comes: an update is held while it is added, and no longer
 
     def _take(self, reply: Message, name: str, model: Parameters, gathered: _Gathered) -> None:
-        update = checked_update(reply, like=model)
+        update = self._witnessed(name, reply, checked_update(reply, like=model))
         if isinstance(update, Failure):
             gathered.missing[name] = update.code
             return
@@ -204,14 +212,34 @@ class Federation:
         content = RecordDict({words.ARRAYS: self._record_of(model), words.CONFIG: self._config(number, attempt=1)})
         members = {m.node_id: m for name, m in self._roster.items() if name not in excluded}
         sums, records = dict.fromkeys(evaluation.metrics, 0.0), 0
-        for reply in self._ask([self._message(node_id, words.EVALUATE, content) for node_id in members]):
+        messages = [self._message(node_id, words.EVALUATE, content) for node_id in members]
+        for reply in self._ask(self._with_witness(messages)):
             member = members.pop(reply.metadata.src_node_id, None)
             metrics = checked_metrics(reply, evaluation.metrics)
+            if member is not None:
+                metrics = self._witnessed(member.name, reply, metrics)
             if member is not None and not isinstance(metrics, Failure):
                 records += member.declared_size
                 for name, value in metrics.items():
                     sums[name] += value
         return {name: total / records for name, total in sums.items()} if records else {}
+
+    def _witnessed(self, name: str, reply: Message, answer: _Answer) -> _Answer | Failure:
+        """The answer, once the head of the ledger that it stands in is countersigned; a Failure where that fails."""
+        if self._witnesses is None or isinstance(answer, Failure) or self._witnesses.take(name, reply):
+            return answer
+        return Failure(_LEDGER_CONTRADICTS)
+
+    def _with_witness(self, messages: list[Message]) -> list[Message]:
+        names = {member.node_id: member.name for member in self._roster.values()}
+        return self._witnesses.stamped(messages, names) if self._witnesses else messages
+
+    def _tell_witnessed(self) -> None:
+        """The last countersignatures, which no further request would bring."""
+        messages = [self._message(m.node_id, words.WITNESS, RecordDict()) for m in self._roster.values()]
+        told = [message for message in self._with_witness(messages) if words.CONFIG in message.content]
+        for _ in self._ask(told):
+            pass
 
     def _eligible(self, state: State) -> list[str]:
         most = self._plan.attempts_charged

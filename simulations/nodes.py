@@ -1,19 +1,36 @@
 """Simulated nodes: the very Node of a deployment, with a simulation's ledger and seeded noise."""
 
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import torch
 
 from ..client.answers import Answers
-from ..client.node import Dataset, Node, public_randomness
+from ..client.node import Node, public_randomness
 from ..client.probe import probe
 from ..client.randomness import Randomness, SeededRandomness
-from ..client.tasks.protocol import Task
+from ..client.tasks.protocol import Source, Task
 from ..client.training import LocalTrainer, TrainableModel
+from ..privacy.budget.accounts import AccountBook, AccountTerms
+from ..privacy.budget.book import DeclaredDataset
 from ..privacy.budget.guard import Attempt, Guard
+from ..privacy.budget.keys import SigningKey
 from ..privacy.budget.ledger import Ledger
+from ..privacy.plan import Plan
 from ..privacy.submission import Submission
 from .world import World
+
+# The one account of a simulated institution: all its records.
+ACCOUNT = "records"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFolders:
+    """Where simulated nodes keep what must last: ledgers with their keys, and the answers of one run."""
+
+    ledgers: Path
+    answers: Path
 
 
 class Bench:
@@ -31,24 +48,42 @@ class Bench:
             self._models[submission.hash] = TrainableModel(self._task, submission.plan, self._device)
         return self._models[submission.hash]
 
-    def trainer(self, submission: Submission, dataset: Dataset) -> LocalTrainer:
+    def trainer(self, submission: Submission, dataset: DeclaredDataset, source: Source) -> LocalTrainer:
         """See node.Workshop."""
-        return LocalTrainer(self.trainable(submission), submission, dataset.source, dataset.declared_size)
+        return LocalTrainer(self.trainable(submission), submission, source, dataset.declared_size)
 
 
-def simulated_node(world: World, name: str, dataset: str, folder: Path, bench: Bench) -> Node:
-    """The node of one share, which declares its true size. Its ledger and kept answers lie in `folder`."""
-    share = world.shares[name]
-    size = len(share.indices)
-    ledger = Ledger.open(folder / "ledgers" / f"{name}.sqlite", purpose="simulation", owner=name)
+def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, bench: Bench) -> Node:
+    """The node of one share, which declares its true size, with a ledger of its own."""
+    key = SigningKey.load_or_create(folders.ledgers / f"{name}.pem")
+    ledger = Ledger.open(folders.ledgers / f"{name}.sqlite", purpose="simulation", owner=name, key=key)
+    accounts = AccountBook(ledger)
+    _declare(accounts, world, name, plan)
     return Node(
         name=name,
-        dataset=Dataset(dataset, world.task.name, share, size),
-        guard=Guard(ledger, size),
-        answers=Answers(folder / "answers" / name),
+        source=world.shares[name],
+        guard=Guard(accounts, plan.dataset),
+        answers=Answers(folders.answers / name),
         workshop=bench.trainer,
         randomness=lambda submission, attempt: simulated_randomness(submission, attempt, name),
     )
+
+
+def _declare(accounts: AccountBook, world: World, name: str, plan: Plan) -> None:
+    """Open the account and declare the share, where a ledger that is continued does not have them."""
+    if ACCOUNT not in accounts.book.accounts:
+        section = world.section
+        terms = AccountTerms(
+            unit=plan.privacy.unit if plan.privacy.is_private else "record",
+            epsilon=Decimal(repr(section.account_epsilon)),
+            delta=Decimal(repr(section.account_delta)),
+            allows_none=not plan.privacy.is_private,
+        )
+        accounts.open_account(ACCOUNT, terms)
+    if plan.dataset not in accounts.book.datasets:
+        size = len(world.shares[name].indices)
+        path = f"simulated/{world.task.name}/{name}"
+        accounts.add_dataset(DeclaredDataset(plan.dataset, world.task.name, path, size, ACCOUNT))
 
 
 def simulated_randomness(submission: Submission, attempt: Attempt, name: str) -> Randomness:

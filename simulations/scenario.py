@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from flwr.app import Context, RecordDict
@@ -20,6 +21,7 @@ from ..client.training import held_out_scores
 from ..privacy.budget.accounting import epsilon_of, rounded_up
 from ..privacy.budget.charge import executed_events
 from ..privacy.budget.guard import Standing
+from ..privacy.budget.keys import SigningKey
 from ..privacy.errors import PlanError
 from ..privacy.plan import EvaluationSection, Plan, PrivacySection
 from ..privacy.plan_file import plan_text
@@ -28,8 +30,9 @@ from ..server.checkpoints import State
 from ..server.federation import Federation
 from ..server.run_folder import RunFolder
 from ..server.simulated import simulated_submission
+from ..server.witnesses import Witnesses
 from .grid import Fault, LocalGrid
-from .nodes import Bench, simulated_node
+from .nodes import Bench, NodeFolders, simulated_node
 from .views import RoundView, Views
 from .world import World
 
@@ -44,22 +47,31 @@ class Scenario:
     """One plan, simulated in one folder. Begin it with `begun`, or find it again with `resumed`."""
 
     def __init__(
-        self, plan: Plan, submission: Submission, folder: RunFolder, world: World, device: torch.device
+        self,
+        plan: Plan,
+        submission: Submission,
+        folder: RunFolder,
+        world: World,
+        device: torch.device,
+        ledgers: Path | None = None,
     ) -> None:
         self.plan = plan
         self.submission = submission
         self.folder = folder
         self.world = world
+        self.ledgers = ledgers or folder.root / "ledgers"
         self._bench = Bench(world.task, device)
         self.trainable = self._bench.trainable(submission)  # unfit tasks are found before anything is charged
         self.views = Views(folder.root / "views.jsonl")
 
     @classmethod
-    def begun(cls, plan: Plan, folder: RunFolder, world: World, device: torch.device) -> "Scenario":
+    def begun(
+        cls, plan: Plan, folder: RunFolder, world: World, device: torch.device, ledgers: Path | None = None
+    ) -> "Scenario":
         """A new run: resolved, checked, and written down so that it can be resumed."""
         _check_sizes(plan, world)
         submission = simulated_submission(plan)
-        scenario = cls(plan, submission, folder, world, device)
+        scenario = cls(plan, submission, folder, world, device, ledgers)
         folder.begin(plan, submission)
         return scenario
 
@@ -77,9 +89,10 @@ class Scenario:
     @cached_property
     def nodes(self) -> dict[str, Node]:
         """The nodes by name, each with its ledger."""
-        dataset = self.submission.plan.dataset
+        folders = NodeFolders(self.ledgers, self.folder.root / "answers")
         return {
-            name: simulated_node(self.world, name, dataset, self.folder.root, self._bench) for name in self.world.shares
+            name: simulated_node(self.world, name, self.submission.plan, folders, self._bench)
+            for name in self.world.shares
         }
 
     def run(self, watch: Watch, fault: Fault | None = None) -> State:
@@ -97,9 +110,13 @@ class Scenario:
                 self.views.add(view)
                 watch(view)
 
-            state = Federation(self.submission, grid, checkpoints, look).run()
+            state = Federation(self.submission, grid, checkpoints, look, self._witnesses()).run()
         self.folder.write_model(self.submission, state)
         return state
+
+    def _witnesses(self) -> Witnesses:
+        folder = self.ledgers / "witness"
+        return Witnesses(folder, SigningKey.load_or_create(folder / "server.pem"))
 
     def standing(self, name: str) -> Standing:
         """What the run has cost a node."""

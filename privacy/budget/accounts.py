@@ -20,11 +20,16 @@ from .ledger import GENESIS, SNAPSHOT_EVERY, Ledger
 UNITS = ("record", "group", "node")  # from the weakest to the strongest
 LARGEST_SIZE = 2**40
 LARGEST_EPSILON = Decimal(1000)
+SMALLEST_DELTA = Decimal("1e-100")  # far below any use, and a double without loss
+LARGEST_TEXT = 1000  # characters of a reason or a path: an entry is a line
 
 
 @dataclass(frozen=True, slots=True)
 class AccountTerms:
-    """What an account is opened with. `typical`: events of a plan to choose a renyi filter's order by."""
+    """What an account is opened with; raise BudgetError for terms that cannot be meant.
+
+    `typical`: events of a plan to choose a renyi filter's order by.
+    """
 
     unit: str
     epsilon: Decimal
@@ -32,6 +37,20 @@ class AccountTerms:
     filter: FilterName = "additive"
     typical: Events = ()
     allows_none: bool = False
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise BudgetError(f"unit {self.unit!r} is not one of {', '.join(UNITS)}", "--unit record")
+        if not 0 < self.epsilon <= LARGEST_EPSILON:
+            raise BudgetError(f"epsilon {self.epsilon}, allowed are above 0 to {LARGEST_EPSILON}", "--epsilon 10")
+        if not SMALLEST_DELTA <= self.delta < 1:
+            raise BudgetError(
+                f"delta {self.delta}, allowed are {SMALLEST_DELTA} and above, below 1", "--delta 1e-4"
+            )
+        if self.filter == "renyi" and not self.typical:
+            raise BudgetError(
+                "a renyi filter needs a typical plan to choose its order by", "--typical PLAN, or --filter additive"
+            )
 
 
 class AccountBook:
@@ -62,30 +81,27 @@ class AccountBook:
             self._snapped = self._seen
 
     def open_account(self, name: str, terms: AccountTerms) -> Account:
-        """Open an account; raise BudgetError for a name that is taken or terms that cannot be meant."""
-        _check_name("account", name)
-        _check_terms(terms)
-        body = {
-            "account": name,
-            "unit": terms.unit,
-            "relation": RELATION,
-            "epsilon": str(terms.epsilon),
-            "delta": str(terms.delta),
-            "filter": terms.filter,
-            "allows_none": "yes" if terms.allows_none else "no",
-        }
-        if terms.filter == "renyi":
-            body["alpha"] = str(_alpha(terms))
+        """Open an account; raise BudgetError for a name that is taken."""
+        body = _account_body(name, terms)
         with self.ledger.transaction():
-            if name in self.catch_up().accounts:
-                raise BudgetError(f"account {name} is open already", f"privet budget show {name}")
+            self._check_free_account(name)
             self.ledger.append("account", body)
         return self.catch_up().accounts[name]
 
+    def open_with_dataset(self, terms: AccountTerms, dataset: DeclaredDataset) -> DeclaredDataset:
+        """Open the data set's account and declare the data set in it: both, or neither."""
+        body = _account_body(dataset.account, terms)
+        check_declaration(dataset)
+        with self.ledger.transaction():
+            self._check_free_account(dataset.account)
+            self._check_free_dataset(dataset, terms.unit)
+            self.ledger.append("account", body)
+            self.ledger.append("dataset", _dataset_body(dataset))
+        return self.catch_up().datasets[dataset.name]
+
     def raise_account(self, name: str, epsilon: Decimal, because: str) -> Account:
         """State a larger epsilon, with its reason: a new claim, which covers what was decided after seeing results."""
-        if not because.strip():
-            raise BudgetError("a raise without a reason", 'privet budget raise ACCOUNT --epsilon E --because "…"')
+        check_text("--because", because)
         with self.ledger.transaction():
             account = self._account(name)
             if account.is_closed:
@@ -100,34 +116,20 @@ class AccountBook:
         return self.catch_up().accounts[name]
 
     def close_account(self, name: str, because: str) -> Account:
-        """End an account: it admits nothing more."""
+        """End an account, with the reason: it admits nothing more."""
+        check_text("--because", because)
         with self.ledger.transaction():
-            self._account(name)
+            if self._account(name).is_closed:
+                raise BudgetError(f"account {name} is closed already", f"privet budget show {name}")
             self.ledger.append("close", {"account": name, "because": because})
         return self.catch_up().accounts[name]
 
     def add_dataset(self, dataset: DeclaredDataset) -> DeclaredDataset:
         """Declare a data set, once; raise BudgetError where its path, at this unit, belongs to another account."""
-        _check_name("data set", dataset.name)
-        if not 1 <= dataset.declared_size <= LARGEST_SIZE:
-            raise BudgetError(
-                f"declared size {dataset.declared_size}, allowed are 1 to 2^40", "give the number of records"
-            )
+        check_declaration(dataset)
         with self.ledger.transaction():
-            account = self._account(dataset.account)
-            if dataset.name in self.book.datasets:
-                raise BudgetError(f"data set {dataset.name} is declared already", "privet dataset list")
-            self._check_owner(dataset, account)
-            self.ledger.append(
-                "dataset",
-                {
-                    "dataset": dataset.name,
-                    "task": dataset.task,
-                    "path": dataset.path,
-                    "declared_size": str(dataset.declared_size),
-                    "account": dataset.account,
-                },
-            )
+            self._check_free_dataset(dataset, self._account(dataset.account).unit)
+            self.ledger.append("dataset", _dataset_body(dataset))
         return self.catch_up().datasets[dataset.name]
 
     def remove_dataset(self, name: str) -> None:
@@ -145,37 +147,76 @@ class AccountBook:
             raise BudgetError(f"no account {name}; open: {known}", "privet budget open ACCOUNT")
         return account
 
-    def _check_owner(self, dataset: DeclaredDataset, account: Account) -> None:
+    def _check_free_account(self, name: str) -> None:
+        if name in self.catch_up().accounts:
+            raise BudgetError(
+                f"account {name} is open already",
+                f"privet budget show {name}; a data set joins it with --account {name}, and without --epsilon",
+            )
+
+    def _check_free_dataset(self, dataset: DeclaredDataset, unit: str) -> None:
         """One path, one account at a unit: also when it was removed, and comes back under another name."""
-        for path, unit, owner in self.book.owners:
-            if (path, unit) == (dataset.path, account.unit) and owner != account.name:
+        if dataset.name in self.book.datasets:
+            raise BudgetError(f"data set {dataset.name} is declared already", "privet dataset list")
+        for path, owned_unit, owner in self.book.owners:
+            if (path, owned_unit) == (dataset.path, unit) and owner != dataset.account:
                 raise BudgetError(
                     f"{path} belongs to account {owner} at unit {unit}, for good",
                     f"declare it with --account {owner}",
                 )
 
 
+def check_declaration(dataset: DeclaredDataset) -> None:
+    """Raise BudgetError for a data set that cannot be meant: its name, its size, its path."""
+    _check_name("data set", dataset.name)
+    _check_name("account", dataset.account)
+    check_text("--path", dataset.path)
+    if not 1 <= dataset.declared_size <= LARGEST_SIZE:
+        raise BudgetError(
+            f"declared size {dataset.declared_size}, allowed are 1 to 2^40", "give the number of records"
+        )
+
+
+def check_text(what: str, text: str) -> None:
+    """Raise BudgetError for a text that an entry cannot hold: empty, too long, or not printable."""
+    if not text.strip() or len(text) > LARGEST_TEXT or not text.isprintable():
+        raise BudgetError(
+            f"{what}: not a line of 1 to {LARGEST_TEXT} printable characters", f'{what} "…", in one line'
+        )
+
+
 def _check_name(what: str, name: str) -> None:
-    if not re.match(NAME_PATTERN, name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise BudgetError(
             f"{what} {name!r}: a name has lower-case letters, digits, dots and dashes", "give another name"
         )
 
 
-def _check_terms(terms: AccountTerms) -> None:
-    if terms.unit not in UNITS:
-        raise BudgetError(f"unit {terms.unit!r} is not one of {', '.join(UNITS)}", "--unit record")
-    if not 0 < terms.epsilon <= LARGEST_EPSILON:
-        raise BudgetError(f"epsilon {terms.epsilon}, allowed are above 0 to {LARGEST_EPSILON}", "--epsilon 10")
-    if not 0 < terms.delta < 1:
-        raise BudgetError(f"delta {terms.delta}, allowed are above 0 and below 1", "--delta 1e-4")
+def _account_body(name: str, terms: AccountTerms) -> dict[str, str]:
+    _check_name("account", name)
+    body = {
+        "account": name,
+        "unit": terms.unit,
+        "relation": RELATION,
+        "epsilon": str(terms.epsilon),
+        "delta": str(terms.delta),
+        "filter": terms.filter,
+        "allows_none": "yes" if terms.allows_none else "no",
+    }
+    return body | ({"alpha": str(_alpha(terms))} if terms.filter == "renyi" else {})
+
+
+def _dataset_body(dataset: DeclaredDataset) -> dict[str, str]:
+    return {
+        "dataset": dataset.name,
+        "task": dataset.task,
+        "path": dataset.path,
+        "declared_size": str(dataset.declared_size),
+        "account": dataset.account,
+    }
 
 
 def _alpha(terms: AccountTerms) -> int:
-    if not terms.typical:
-        raise BudgetError(
-            "a renyi filter needs a typical plan to choose its order by", "--typical PLAN, or --filter additive"
-        )
     alpha = best_alpha(terms.typical, terms.epsilon, terms.delta)
     if renyi_limit(terms.epsilon, terms.delta, alpha) <= 0:
         raise BudgetError(

@@ -19,8 +19,8 @@ Key = tuple[str, int, int]
 class Account:
     """A population x unit x relation, with its budget. `alpha`: the order of a renyi filter, else None.
 
-    `epsilon`, `delta`: the limit. `spent_epsilon`, `spent_delta`: charged, under `additive`. `spent_divergence`: charged,
-    under `renyi`. `is_void`: a run without a claim was admitted, so that epsilon is infinite from then on.
+    `epsilon`, `delta`: the limit. `spent_epsilon`, `spent_delta`: charged, under `additive`. `spent_divergence`:
+    charged, under `renyi`. `is_void`: a run without a claim was admitted, so that epsilon is infinite from then on.
     """
 
     name: str
@@ -94,6 +94,7 @@ class Book:
         self.runs: dict[str, RunCharge] = {}
         self.owners: set[tuple[str, str, str]] = set()  # (path, unit, account) of every data set that ever was
         self.recovered_heads: set[tuple[int, str]] = set()  # witnessed heads whose charges were taken over
+        self.witnessed = 0  # the highest number that a server countersigned
 
     def apply(self, kind: str, content: Mapping[str, Any]) -> None:
         """Add one entry's meaning. Unknown kinds are records of something else, and change nothing here."""
@@ -113,6 +114,7 @@ class Book:
                 "runs": runs,
                 "owners": sorted(self.owners),
                 "recovered_heads": sorted(self.recovered_heads),
+                "witnessed": self.witnessed,
             },
             default=str,
         )
@@ -132,6 +134,7 @@ class Book:
             book.runs[run["run"]] = RunCharge(**{**run, **amounts, **pairs})
         book.owners = {(path, unit, account) for path, unit, account in told["owners"]}
         book.recovered_heads = {(sequence, digest) for sequence, digest in told["recovered_heads"]}
+        book.witnessed = told["witnessed"]
         return book
 
 
@@ -209,6 +212,10 @@ def _recover(book: Book, content: Mapping[str, Any]) -> None:
     book.recovered_heads.add((int(content["head_sequence"]), content["head_hash"]))
 
 
+def _witness(book: Book, content: Mapping[str, Any]) -> None:
+    book.witnessed = max(book.witnessed, int(content["sequence"]))
+
+
 def _release(book: Book, content: Mapping[str, Any]) -> None:
     run = book.runs[content["run"]]
     run.is_released = True
@@ -241,6 +248,7 @@ _FOLDS = {
     "charge": _charge,
     "recovered-charge": _recover_charge,
     "recovered": _recover,
+    "witnessed": _witness,
     "release": _release,
     "begin": _begin,
     "answer": _answer,

@@ -1,13 +1,16 @@
-"""Filters: when may an account spend more? Two stopping rules that stay sound when later plans depend on earlier results.
+"""Filters: when may an account spend more? Two stopping rules that stay sound when later plans depend on earlier
+results.
 
-PLD and PRV are not proven safe as stopping rules under full adaptivity: where a plan's parameters were chosen after seeing
-what earlier plans released, their composition is not covered. So an account has one of these, chosen when it is opened:
+PLD and PRV are not proven safe as stopping rules under full adaptivity: where a plan's parameters were chosen after
+seeing what earlier plans released, their composition is not covered. So an account has one of these, chosen when it
+is opened:
 
 - additive: each admitted plan's own (epsilon, delta), from PLD, added up (basic composition of adaptively chosen
   mechanisms as a filter: Rogers et al. 2016, "Privacy Odometers and Filters", theorem 3.6).
-- renyi: the Renyi divergences of the plans at one fixed order alpha, added up (Feldman and Zrnic 2021, "Individual Privacy
-  Accounting via a Renyi Filter", theorem 4.3; Lecuyer 2021), and turned into (epsilon, delta) by Canonne, Kamath and Steinke
-  2020, proposition 12: epsilon = rho + ln((alpha-1)/alpha) - (ln delta + ln alpha)/(alpha-1).
+- renyi: the Renyi divergences of the plans at one fixed order alpha, added up (Feldman and Zrnic 2021, "Individual
+  Privacy
+  Accounting via a Renyi Filter", theorem 4.3; Lecuyer 2021), and turned into (epsilon, delta) by Canonne, Kamath and
+  Steinke 2020, proposition 12: epsilon = rho + ln((alpha-1)/alpha) - (ln delta + ln alpha)/(alpha-1).
 
 Runs may interleave: concurrent composition costs no more (Lyu 2022; Vadhan and Zhang 2023; Haney et al. 2023).
 Limits are decimals; what is spent is rounded up, what is allowed is rounded down.

@@ -29,7 +29,7 @@ from .charge import charged_events, executed_events
 from .events import RELATION, Events
 from .filters import renyi_cost, renyi_limit
 from .ledger import Entry
-from .witness import Countersigned
+from .witness import Countersigned, Head
 
 Stage = Literal["train", "evaluate"]
 _STAGES: tuple[Stage, ...] = ("train", "evaluate")
@@ -157,8 +157,8 @@ class Guard:
     def answered(self, submission: Submission, attempt: Attempt, answer_hash: str, done: Mapping[str, str]) -> None:
         """Record the durable answer to a begun attempt, before its first byte is sent.
 
-        `done`: what the trainer says that it did (noise multiplier, clip norm, sampling rate, steps) and with what (code
-        hash, versions); the auditor compares it with the plan.
+        `done`: what the trainer says that it did (noise multiplier, clip norm, sampling rate, steps) and with what
+        (code hash, versions); the auditor compares it with the plan.
         """
         self._ledger.append("answer", _attempt_body(submission, attempt) | {"answer": answer_hash} | dict(done))
         self._accounts.catch_up()
@@ -178,9 +178,22 @@ class Guard:
             charged, rounded_up(executed), plan.privacy.delta, plan.privacy.unit, attempts, evaluations, answered
         )
 
+    def keep_witnessed(self, countersigned: Countersigned) -> None:
+        """Keep a countersigned head of this ledger; raise RefusedError where it lacks it: it is an older copy then."""
+        self.check_witnessed(countersigned)
+        head = countersigned.head
+        if head.sequence > self._accounts.catch_up().witnessed:
+            body = {"sequence": str(head.sequence), "hash": head.hash}
+            signed = {"server_key": countersigned.server_key, "server_signature": countersigned.server_signature}
+            self._ledger.append("witnessed", body | signed)
+
     def check_witnessed(self, countersigned: Countersigned) -> None:
         """Refuse where a head that the server countersigned is not in this ledger: it was put back to an older copy."""
         head = countersigned.head
+        if not countersigned.is_signed():
+            raise RefusedError(
+                Refusal.MALFORMED_REQUEST, "a countersigned head that nobody signed", "ask the coordinator"
+            )
         entry = self._ledger.entry(head.sequence)
         is_ours = entry is not None and entry.hash == head.hash
         if not is_ours and (head.sequence, head.hash) not in self._accounts.catch_up().recovered_heads:
@@ -190,11 +203,11 @@ class Guard:
                 "privet budget recover, with the witness that the server holds",
             )
 
-    def newest_entry(self) -> Entry:
-        """The head of the ledger."""
-        head = self._ledger.head()
-        assert head is not None, "an open ledger has its opening"
-        return head
+    def head(self, owner: str) -> Head:
+        """The head of the ledger, stated and signed by the institution."""
+        newest = self._ledger.head()
+        assert newest is not None, "an open ledger has its opening"
+        return Head.of(owner, newest, self._ledger.key)
 
     def charges_after(self, sequence: int) -> Sequence[Entry]:
         """The charges that were entered after a sequence number: what a witness does not hold yet."""

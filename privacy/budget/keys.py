@@ -1,6 +1,7 @@
 """An institution's signing key: Ed25519 (RFC 8032), made on first use, never sent anywhere.
 
-What is signed names what it is: every message begins with a purpose, so that a signature for one thing is none for another.
+What is signed names what it is: every message begins with a purpose, so that a signature for one thing is none for
+another.
 """
 
 import os

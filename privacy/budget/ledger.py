@@ -1,9 +1,10 @@
 """Ledger: an institution's append-only record of what was charged and done. SQLite; the event list is the truth.
 
 Each entry holds its number, time, kind, body (canonical JSON, numbers as strings), the previous entry's hash, its own
-(SHA-256 over all of that) and the institution's signature of it (Ed25519). Triggers refuse every update and delete, and
-`verified` finds what was changed around them. The first entry says what the ledger is for and whose key signs it: a
-simulation's is never opened by a deployment, nor the other way round. An append is durable when it returns (WAL, full sync).
+(SHA-256 over all of that) and the institution's signature of it (Ed25519). Triggers refuse every update and delete,
+and `verified` finds what was changed around them. The first entry says what the ledger is for and whose key signs it:
+a simulation's is never opened by a deployment, nor the other way round. An append is durable when it returns (WAL,
+full sync).
 
 Reading begins at the last snapshot: a signed note of the institution to itself that everything up to an entry was
 verified, and what it adds up to. An auditor ignores snapshots and starts at the first entry (`audit/replay.py`).
@@ -92,7 +93,7 @@ class Ledger:
     def __init__(self, path: Path, connection: sqlite3.Connection, key: SigningKey, clock: Clock) -> None:
         self.path = path
         self._connection = connection
-        self._key = key
+        self.key = key
         self._clock = clock
 
     @classmethod
@@ -143,7 +144,7 @@ class Ledger:
         moment = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
         text = rfc8785.dumps(dict(body)).decode()
         digest = Entry(sequence, moment, kind, text, previous, "", "").expected_hash()
-        signature = self._key.sign(ENTRY, bytes.fromhex(digest))
+        signature = self.key.sign(ENTRY, bytes.fromhex(digest))
         entry = Entry(sequence, moment, kind, text, previous, digest, signature)
         self._connection.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -169,7 +170,7 @@ class Ledger:
     def verified(self, after: int = 0, previous: str = GENESIS) -> Iterator[Entry]:
         """The entries that follow number `after` and hash `previous`; raise LedgerError naming the first that is wrong."""
         for sequence, entry in enumerate(self.entries(after), start=after + 1):
-            if not entry.is_whole(sequence, previous, self._key.public):
+            if not entry.is_whole(sequence, previous, self.key.public):
                 raise LedgerError(f"{self.path}: entry {sequence} is not what this institution wrote", RESTORE)
             previous = entry.hash
             yield entry
@@ -181,7 +182,7 @@ class Ledger:
             return None
         sequence, digest, state, signature = row
         entry = self.entry(sequence)
-        signed = is_signed(self._key.public, SNAPSHOT, _snapshot_message(sequence, digest, state), signature)
+        signed = is_signed(self.key.public, SNAPSHOT, _snapshot_message(sequence, digest, state), signature)
         return (sequence, digest, state) if signed and entry and entry.hash == digest else None
 
     def save_snapshot(self, sequence: int, state: str) -> None:
@@ -189,7 +190,7 @@ class Ledger:
         entry = self.entry(sequence)
         if entry is None:
             raise ValueError(f"there is no entry {sequence}")
-        signature = self._key.sign(SNAPSHOT, _snapshot_message(sequence, entry.hash, state))
+        signature = self.key.sign(SNAPSHOT, _snapshot_message(sequence, entry.hash, state))
         with self.transaction():
             self._connection.execute("DELETE FROM snapshots")
             self._connection.execute(
@@ -211,7 +212,7 @@ class Ledger:
                 f"not the {purpose} ledger of {owner}",
                 "give the ledger of this node, or another folder",
             )
-        if content.get("public_key") != self._key.public:
+        if content.get("public_key") != self.key.public:
             raise LedgerError(
                 f"{self.path}: signed by another key than this institution's", "restore ledger and key together"
             )

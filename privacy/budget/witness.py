@@ -17,6 +17,8 @@ from ..errors import LedgerError
 from .keys import SigningKey, is_signed
 from .ledger import Entry
 
+# A head is a few hundred characters; a larger text is not one.
+HEAD_BYTES = 4096
 HEAD, COUNTERSIGNED = "ledger-head", "ledger-countersigned"  # purposes of signatures
 
 
@@ -126,3 +128,47 @@ def read_witness(path: Path) -> tuple[list[Countersigned], dict[str, dict[str, A
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LedgerError(f"{path}: not a witness file: {error}", "privet audit witness NODE writes one") from None
     return heads, charges
+
+
+def head_text(head: Head | Countersigned) -> str:
+    """As JSON, for a message."""
+    return json.dumps(asdict(head))
+
+
+def read_head(text: object) -> Head:
+    """The head in a message from outside; raise LedgerError for anything else."""
+    return _head_of(_told(text))
+
+
+def read_countersigned(text: object) -> Countersigned:
+    """The countersigned head in a message from outside; raise LedgerError for anything else."""
+    told = _told(text)
+    texts = told.get("server_key"), told.get("server_signature")
+    if not all(isinstance(part, str) for part in texts):
+        raise _malformed()
+    return Countersigned(_head_of(told.get("head")), str(texts[0]), str(texts[1]))
+
+
+def _told(text: object) -> dict[str, Any]:
+    if not isinstance(text, str) or len(text) > HEAD_BYTES:
+        raise _malformed()
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _malformed() from None
+    if not isinstance(told, dict):
+        raise _malformed()
+    return told
+
+
+def _head_of(told: object) -> Head:
+    texts = ("owner", "public_key", "hash", "signature")
+    if not isinstance(told, dict) or not all(isinstance(told.get(name), str) for name in texts):
+        raise _malformed()
+    if type(told.get("sequence")) is not int or told["sequence"] < 1:
+        raise _malformed()
+    return Head(told["owner"], told["public_key"], told["sequence"], told["hash"], told["signature"])
+
+
+def _malformed() -> LedgerError:
+    return LedgerError("malformed head of a ledger", "ask the sender")

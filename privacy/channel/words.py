@@ -1,28 +1,36 @@
 """The names by which server and node speak through Flower messages; both sides read them here.
 
-query.describe   -> config: name, declared-size, task-version
-query.initial    -> arrays
-train            -> arrays, metrics: declared-size
-evaluate         -> metrics: declared-size and, by name, the sum of each metric over records
-anything refused -> Error(REFUSED, one code of the closed list)
+    query.describe   -> config: name, declared-size
+    query.initial    -> arrays
+    train            -> arrays, metrics: declared-size
+    evaluate         -> metrics: declared-size and, by name, the sum of each metric over records
+    query.witness    -> nothing: it brings the server's countersignature of a ledger's head
+    anything refused -> Error(REFUSED, one code of the closed list)
+
+With `describe`, `train` and `evaluate` comes `ledger`: the head of the node's ledger, and the charges not yet
+witnessed.
 """
 
 ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
+LEDGER = "ledger"
 
 DESCRIBE = "query.describe"
 INITIAL = "query.initial"
+WITNESS = "query.witness"
 TRAIN = "train"
 EVALUATE = "evaluate"
 
 SUBMISSION = "submission"
 ROUND = "round"
 ATTEMPT = "attempt"
+WITNESSED = "witnessed"
+HEAD = "head"
+CHARGES = "charges"
 
 NAME = "name"
 DECLARED_SIZE = "declared-size"
-TASK_VERSION = "task-version"
 
 # Flower reserves small numbers for itself.
 REFUSED = 1000

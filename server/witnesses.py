@@ -1,0 +1,71 @@
+"""The server as witness: one memory for each node's ledger, in a folder, under one key."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from ..privacy.budget.keys import SigningKey
+from ..privacy.budget.witness import Witness, head_text, read_head
+from ..privacy.channel import words
+from ..privacy.errors import LedgerError
+
+log = logging.getLogger("privet.server")
+
+# Charges are submissions: a page each, and few are new in a round.
+CHARGES_BYTES = 16 * 2**20
+_COLUMNS = {"sequence", "time", "kind", "body", "previous", "hash", "signature"}
+
+
+class Witnesses:
+    """What the server remembers of every node's ledger."""
+
+    def __init__(self, folder: Path, key: SigningKey) -> None:
+        self._folder = folder
+        self._key = key
+        self._by_owner: dict[str, Witness] = {}
+
+    def take(self, owner: str, reply: Message) -> bool:
+        """Countersign the head in a reply; False, and a line in the log, where it contradicts what was witnessed."""
+        ledger = reply.content.get(words.LEDGER)
+        try:
+            if not isinstance(ledger, ConfigRecord):
+                raise LedgerError(f"{owner}: tells no head of its ledger", "update the node")
+            self._of(owner).countersign(read_head(ledger.get(words.HEAD)), _charges(ledger.get(words.CHARGES)))
+        except LedgerError as error:
+            log.warning("%s", error.message)
+            return False
+        return True
+
+    def stamped(self, messages: list[Message], names: Mapping[int, str]) -> list[Message]:
+        """Each message with the head that was last countersigned for the node that it goes to."""
+        for message in messages:
+            newest = self._of(names[message.metadata.dst_node_id]).newest()
+            if newest is not None:
+                config = message.content.get(words.CONFIG)
+                told = {**config} if isinstance(config, ConfigRecord) else {}
+                stamped = ConfigRecord({**told, words.WITNESSED: head_text(newest)})
+                message.content = RecordDict({**message.content, words.CONFIG: stamped})
+        return messages
+
+    def _of(self, owner: str) -> Witness:
+        if owner not in self._by_owner:
+            self._by_owner[owner] = Witness(self._folder / f"{owner}.jsonl", owner, self._key)
+        return self._by_owner[owner]
+
+
+def _charges(text: object) -> list[dict[str, Any]]:
+    if not isinstance(text, str) or len(text) > CHARGES_BYTES:
+        raise LedgerError("malformed charges", "ask the sender")
+    try:
+        charges = json.loads(text)
+    except (ValueError, RecursionError):
+        raise LedgerError("malformed charges", "ask the sender") from None
+    is_list = isinstance(charges, list)
+    if not is_list or not all(isinstance(charge, dict) and set(charge) == _COLUMNS for charge in charges):
+        raise LedgerError("malformed charges", "ask the sender")
+    checked: list[dict[str, Any]] = charges
+    return checked
