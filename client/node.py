@@ -112,9 +112,9 @@ class Node:
         attempt = _attempt(request, submission)
         _check_parameters(request, trainer)
         if request.witnessed is not None:
-            self.witness(request.witnessed)
+            self._guard.check_witnessed(request.witnessed)
         self._guard.admit(submission, self._clock())
-        kept = self._guard.begin(submission, attempt)
+        kept = self._guard.begin(submission, attempt, request.witnessed)
         if kept is not None:
             return self._kept_answer(submission, attempt, kept)
         answer = self._carry_out(trainer, request, self._randomness(submission, attempt))

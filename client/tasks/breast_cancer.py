@@ -1,6 +1,6 @@
 """Breast cancer: 569 tumours, 30 measurements of cell nuclei each, benign or malignant, shipped with scikit-learn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -62,6 +62,10 @@ class BreastCancer(Task):
     def metrics(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """`accuracy` [B]."""
         return {"accuracy": (outputs.argmax(dim=1) == targets).float()}
+
+    def columns(self, header: Sequence[str]) -> Mapping[str, tuple[float, float]]:
+        """See Tabular."""
+        return dict(zip(_COLUMNS, _COLUMN_RANGES, strict=True))
 
     def load(self, source: Source) -> Records:
         """A partition, or a CSV with the columns that `privet tasks breast-cancer` lists."""

@@ -1,6 +1,6 @@
 """Handwritten digits: 1,797 images of 8 x 8 pixels, ten classes, shipped with scikit-learn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -89,6 +89,10 @@ class Digits(Task):
     def metrics(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """`accuracy` [B]: 1 where the most likely class is the right one."""
         return {"accuracy": (outputs.argmax(dim=1) == targets).float()}
+
+    def columns(self, header: Sequence[str]) -> Mapping[str, tuple[float, float]]:
+        """See Tabular."""
+        return {f"pixel_{i}": _PIXEL_RANGE for i in range(_PIXELS)}
 
     def load(self, source: Source) -> Records:
         """A partition, or a CSV with columns pixel_0 … pixel_63 and label."""

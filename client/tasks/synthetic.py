@@ -1,6 +1,6 @@
 """A made-up classification problem of any size: for trying a plan's shape before there is data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .protocol import Facts, Options, Partition, Records, Source, Task
-from .table import read_table, scaled
+from .table import LABELS, read_table, scaled
 
 _RANGE = (-4.0, 4.0)
 _SCALE = (-1.0, 1.0)
@@ -49,13 +49,17 @@ class Synthetic(Task):
         """`accuracy` [B]."""
         return {"accuracy": (outputs.argmax(dim=1) == targets).float()}
 
+    def columns(self, header: Sequence[str]) -> Mapping[str, tuple[float, float]]:
+        """See Tabular."""
+        return {name: _RANGE for name in header if name.startswith("x_")}
+
     def load(self, source: Source) -> Records:
         """A partition, or a CSV; of a CSV the columns x_0 … are as many as it has."""
         if isinstance(source, Partition):
             return source.load()
         with source.open(encoding="utf-8") as file:
             columns = [name for name in file.readline().strip().split(",") if name.startswith("x_")]
-        inputs, labels = read_table(source, columns, classes=2**15)
+        inputs, labels = read_table(source, columns, classes=LABELS)
         return Records(scaled(inputs, [_RANGE] * len(columns), _SCALE), labels)
 
     def shipped(self, options: Options) -> Records:

@@ -1,8 +1,9 @@
 """Tables on disk: CSV with a header, numeric columns and one label column. Read once, checked whole, never guessed."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,6 +12,25 @@ from torch import Tensor
 from ...privacy.errors import TaskError
 
 LABEL = "label"
+LABELS = 2**15  # classes that a label column may have at most
+
+
+@runtime_checkable
+class Tabular(Protocol):
+    """A task may offer this: `privet dataset check` then counts cells outside the declared ranges."""
+
+    def columns(self, header: Sequence[str]) -> Mapping[str, tuple[float, float]]:
+        """The columns that are read from a table with this header, each with its declared public range."""
+        ...
+
+
+def header_of(path: Path) -> list[str]:
+    """The names in a table's first line; raise TaskError where it cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TaskError(f"{path}: cannot be read as CSV: {type(error).__name__}", "give a UTF-8 CSV file") from None
 
 
 def read_table(path: Path, columns: Sequence[str], classes: int) -> tuple[Tensor, Tensor]:

@@ -134,9 +134,10 @@ class Guard:
         _check_budget(account, charge)
         return charge
 
-    def begin(self, submission: Submission, attempt: Attempt) -> str | None:
+    def begin(self, submission: Submission, attempt: Attempt, witnessed: Countersigned | None = None) -> str | None:
         """Spend the attempt, durably; give the hash of its kept answer where it was answered before.
 
+        `witnessed`, checked before, is kept in the same step.
         Raises RefusedError for an attempt that was spent without an answer, differs from the one that began, or lies
         beyond the charge.
         """
@@ -146,6 +147,8 @@ class Guard:
                 if attempt.key in run.begun:
                     return _kept(run, attempt)
                 _check_within_charge(run, submission.plan, attempt)
+                if witnessed is not None:
+                    self._append_witnessed(witnessed)
                 self._ledger.append("begin", _attempt_body(submission, attempt) | {"request": attempt.request_hash})
         except RefusedError as refusal:
             self._record(submission, refusal)
@@ -181,8 +184,13 @@ class Guard:
     def keep_witnessed(self, countersigned: Countersigned) -> None:
         """Keep a countersigned head of this ledger; raise RefusedError where it lacks it: it is an older copy then."""
         self.check_witnessed(countersigned)
+        with self._ledger.transaction():
+            self._accounts.catch_up()
+            self._append_witnessed(countersigned)
+
+    def _append_witnessed(self, countersigned: Countersigned) -> None:
         head = countersigned.head
-        if head.sequence > self._accounts.catch_up().witnessed:
+        if head.sequence > self._accounts.book.witnessed:
             body = {"sequence": str(head.sequence), "hash": head.hash}
             signed = {"server_key": countersigned.server_key, "server_signature": countersigned.server_signature}
             self._ledger.append("witnessed", body | signed)

@@ -36,6 +36,8 @@ GENESIS = "0" * 64
 ENTRY, SNAPSHOT = "ledger-entry", "ledger-snapshot"  # purposes of signatures
 # Entries after which a snapshot is due: a reader then verifies at most about so many, at some 130 microseconds each.
 SNAPSHOT_EVERY = 2048
+# A deployment's entry outlives a power cut; a simulation's outlives its process, which is all that it can lose.
+_SYNCHRONOUS: dict[Purpose, str] = {"deployment": "FULL", "simulation": "NORMAL"}
 _LOCK_SECONDS = 60.0  # how long one process waits for another's transaction; each takes milliseconds
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -105,6 +107,7 @@ class Ledger:
         connection = connected(path)
         try:
             connection.executescript(_SCHEMA)
+            connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[purpose]}")
         except sqlite3.Error as error:
             connection.close()
             raise LedgerError(f"{path}: not a ledger that can be written: {error}", RESTORE) from None
