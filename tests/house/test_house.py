@@ -19,7 +19,7 @@ ALLOWED = {
 # Library -> who may import it, as path prefixes.
 KNOWS: dict[str, tuple[str, ...]] = {
     "torch": ("client/", "simulations/"),
-    "opacus": ("client/gradients.py",),
+    "opacus": ("client/gradients.py", "client/prv.py"),
     "flwr": (
         "client/app.py",
         "server/app.py",
@@ -33,7 +33,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
     ),
     "grpc": ("privacy/channel/", "server/link.py", "client/link.py", "server/enrolment.py"),
     "dp_accounting": ("privacy/budget/accounting.py",),
-    "sqlite3": ("privacy/budget/ledger.py",),
+    "sqlite3": ("privacy/budget/ledger.py", "privacy/audit/reading.py"),
 }
 # What flwr keeps internal may move with any release: one file touches it.
 FLWR_INTERNALS = ("flwr.supercore.", "flwr.common.", "flwr.server.", "flwr.client.", "flwr.proto.", "flwr.superlink.")
