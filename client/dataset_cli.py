@@ -12,7 +12,7 @@ import typer
 from ..privacy.budget.accounts import AccountTerms, check_declaration
 from ..privacy.budget.book import Account, DeclaredDataset
 from ..privacy.budget.options import AllowNone, AsJson, Filter, PassphraseFile, Typical, account_terms, decimal
-from ..privacy.budget.statement import terms as privacy_terms
+from ..privacy.budget.statement_text import terms as privacy_terms
 from ..privacy.errors import BudgetError, UsageError
 from ..privacy.home import Home, passphrase_from
 
@@ -44,7 +44,10 @@ def add(
     passphrase_file: PassphraseFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Declare a data set, once, with the account that pays for it: a new one, or one that is joined."""
+    """Declare a data set, once, with its account.
+
+    With --epsilon and --delta its account is opened; with --account alone it joins one that is open.
+    """
     opening = _opening(account, unit, epsilon, delta, filter_name, typical, allow_none)
     dataset = DeclaredDataset(name, task, _real_path(path), declared_size, account or name)
     check_declaration(dataset)
@@ -61,7 +64,10 @@ def add(
 
 @dataset_app.command("check")
 def check(name: DatasetName, passphrase_file: PassphraseFile = None, as_json: AsJson = False) -> None:
-    """Compare a data set with its declaration, locally only: what it prints is not to be sent to anybody."""
+    """Compare a data set with its declaration.
+
+    Locally only: what it prints is computed from records, and is not to be sent to anybody.
+    """
     from .dataset_check import check_dataset
     from .tasks.registry import load_task
 
@@ -110,7 +116,10 @@ def list_datasets(passphrase_file: PassphraseFile = None, as_json: AsJson = Fals
 
 @dataset_app.command("remove")
 def remove(name: DatasetName, passphrase_file: PassphraseFile = None) -> None:
-    """Take a data set from the offer. What it was charged stays with its account."""
+    """Take a data set from the offer.
+
+    What it was charged stays with its account.
+    """
     accounts = Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))
     declared = accounts.book.datasets.get(name)
     accounts.remove_dataset(name)

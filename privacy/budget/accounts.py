@@ -44,9 +44,7 @@ class AccountTerms:
         if not 0 < self.epsilon <= LARGEST_EPSILON:
             raise BudgetError(f"epsilon {self.epsilon}, allowed are above 0 to {LARGEST_EPSILON}", "--epsilon 10")
         if not SMALLEST_DELTA <= self.delta < 1:
-            raise BudgetError(
-                f"delta {self.delta}, allowed are {SMALLEST_DELTA} and above, below 1", "--delta 1e-4"
-            )
+            raise BudgetError(f"delta {self.delta}, allowed are {SMALLEST_DELTA} and above, below 1", "--delta 1e-4")
         if self.filter == "renyi" and not self.typical:
             raise BudgetError(
                 "a renyi filter needs a typical plan to choose its order by", "--typical PLAN, or --filter additive"
@@ -108,7 +106,7 @@ class AccountBook:
                 raise BudgetError(f"account {name} is closed", "open another account")
             if not account.epsilon < epsilon <= LARGEST_EPSILON:
                 raise BudgetError(
-                    f"account {name} has epsilon {account.epsilon}; {epsilon} is not a larger one up to {LARGEST_EPSILON}",
+                    f"account {name} has epsilon {account.epsilon}; {epsilon} is no larger one up to {LARGEST_EPSILON}",
                     "give a larger epsilon",
                 )
             body = {"account": name, "epsilon": str(epsilon), "from": str(account.epsilon), "because": because}
@@ -168,24 +166,21 @@ class AccountBook:
 
 def check_declaration(dataset: DeclaredDataset) -> None:
     """Raise BudgetError for a data set that cannot be meant: its name, its size, its path."""
-    _check_name("data set", dataset.name)
-    _check_name("account", dataset.account)
+    check_name("data set", dataset.name)
+    check_name("account", dataset.account)
     check_text("--path", dataset.path)
     if not 1 <= dataset.declared_size <= LARGEST_SIZE:
-        raise BudgetError(
-            f"declared size {dataset.declared_size}, allowed are 1 to 2^40", "give the number of records"
-        )
+        raise BudgetError(f"declared size {dataset.declared_size}, allowed are 1 to 2^40", "give the number of records")
 
 
 def check_text(what: str, text: str) -> None:
     """Raise BudgetError for a text that an entry cannot hold: empty, too long, or not printable."""
     if not text.strip() or len(text) > LARGEST_TEXT or not text.isprintable():
-        raise BudgetError(
-            f"{what}: not a line of 1 to {LARGEST_TEXT} printable characters", f'{what} "…", in one line'
-        )
+        raise BudgetError(f"{what}: not a line of 1 to {LARGEST_TEXT} printable characters", f'{what} "…", in one line')
 
 
-def _check_name(what: str, name: str) -> None:
+def check_name(what: str, name: str) -> None:
+    """Raise BudgetError for a name that is none."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise BudgetError(
             f"{what} {name!r}: a name has lower-case letters, digits, dots and dashes", "give another name"
@@ -193,7 +188,7 @@ def _check_name(what: str, name: str) -> None:
 
 
 def _account_body(name: str, terms: AccountTerms) -> dict[str, str]:
-    _check_name("account", name)
+    check_name("account", name)
     body = {
         "account": name,
         "unit": terms.unit,

@@ -52,7 +52,9 @@ def write_plan(path: Path, *changes: tuple[str, str], text: str = PLAN) -> Path:
     return path
 
 
-def submission(run_id: str, text: str = PLAN, now: datetime = NOW, validity: timedelta = timedelta(days=30)) -> Submission:
+def submission(
+    run_id: str, text: str = PLAN, now: datetime = NOW, validity: timedelta = timedelta(days=30)
+) -> Submission:
     """The plan, as a server submits it."""
     plan = parse_plan(text, "plan.toml")
     return resolve(plan, federation="test", run_id=run_id, operator="dr-who", now=now, validity=validity)

@@ -168,7 +168,9 @@ for line in sys.stdin:
 def test_of_two_processes_that_open_an_account_exactly_one_wins(tmp_path: Path) -> None:
     """Twenty homes, each begun (key, ledger, account) by two warm processes at the same moment."""
     racers = [
-        subprocess.Popen([sys.executable, "-c", RACER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
+        subprocess.Popen(
+            [sys.executable, "-c", RACER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+        )
         for _ in range(2)
     ]
     try:
