@@ -9,6 +9,8 @@ import typer
 
 from . import __version__
 from .client.cli import tasks
+from .client.dataset_cli import dataset_app
+from .privacy.budget.cli import budget_app
 from .privacy.cli import plan_app
 from .privacy.errors import PlanError, PrivetError
 from .simulations.cli import simulate
@@ -26,6 +28,8 @@ app = typer.Typer(
 app.command()(simulate)
 app.add_typer(plan_app, name="plan")
 app.command()(tasks)
+app.add_typer(dataset_app, name="dataset")
+app.add_typer(budget_app, name="budget")
 
 
 def _show_version(asked: bool) -> None:
