@@ -126,6 +126,10 @@ class Node:
         """What the run has cost here: for the institution's own eyes, and a simulator's."""
         return self._guard.standing(submission)
 
+    def close(self) -> None:
+        """Let go of the ledger; the node answers nothing more."""
+        self._guard.close()
+
     def _check_ours(self, submission: Submission) -> None:
         asked, ours = submission.plan, self.dataset
         if asked.run.task != ours.task:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # torch and flwr take seconds to import: only where something
 
 PLANS = Path(__file__).parent / "plans"
 COMPARED = "without-privacy"
-_COMPARE_MARK = "compare"
+_OPTIONS = "options.json"  # what of the command line a resumed run must know
 
 
 def shipped_plans() -> dict[str, Path]:
@@ -43,6 +44,9 @@ def simulate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also train without privacy, to see what it costs.")
     ] = False,
+    ledgers: Annotated[
+        Path | None, typer.Option(help="Continue these simulated ledgers (default: new ones, in the results' folder).")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, in its folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, or a torch device such as cuda:0.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of a summary.")] = False,
@@ -55,21 +59,22 @@ def simulate(
         from .world import World
     chosen = _device(device)
     if resume is not None:
-        if plan or out or assignments or seed is not None:
+        if plan or out or assignments or ledgers or seed is not None:
             raise UsageError("--resume goes on with the plan in its folder", "give --resume DIR alone")
-        scenario = Scenario.resumed(_folder(resume), chosen)
-        compare = compare or (resume / _COMPARE_MARK).exists()
+        kept_compare, kept_ledgers = _kept_options(resume)
+        scenario = Scenario.resumed(_folder(resume), chosen, kept_ledgers)
+        compare = compare or kept_compare
     else:
         asked = _plan(plan or "digits", assignments or [], seed)
         from ..client.tasks.registry import load_task
 
         world = World.of(asked, load_task(asked.run.task))
-        scenario = Scenario.begun(asked, _folder(out or _free_folder(asked.run.name)), world, chosen)
-    if compare:
-        (scenario.folder.root / _COMPARE_MARK).touch()
-    state = _carried_out(scenario, console)
-    compared = _compared(scenario, chosen, console) if compare and scenario.submission.claim else None
-    _finish(scenario, state, compared, time.monotonic() - started, as_json)
+        scenario = Scenario.begun(asked, _folder(out or _free_folder(asked.run.name)), world, chosen, ledgers)
+    _keep_options(scenario.folder.root, compare, scenario.ledgers)
+    with closing(scenario):
+        state = _carried_out(scenario, console)
+        compared = _compared(scenario, chosen, console) if compare and scenario.submission.claim else None
+        _finish(scenario, state, compared, time.monotonic() - started, as_json)
 
 
 def _finish(
@@ -101,7 +106,8 @@ def _compared(scenario: "Scenario", device: "torch.device", console: Console) ->
         other = Scenario.resumed(folder, device)
     else:
         other = Scenario.begun(without_privacy(scenario.plan), folder, scenario.world, device)
-    return other, _carried_out(other, console)
+    with closing(other):
+        return other, _carried_out(other, console)
 
 
 def _carried_out(scenario: "Scenario", console: Console) -> "State":
@@ -145,6 +151,21 @@ def _folder(root: Path) -> "RunFolder":
     from ..server.run_folder import RunFolder
 
     return RunFolder(root)
+
+
+def _keep_options(root: Path, compare: bool, ledgers: Path) -> None:
+    (root / _OPTIONS).write_text(json.dumps({"compare": compare, "ledgers": str(ledgers.resolve())}), encoding="utf-8")
+
+
+def _kept_options(root: Path) -> tuple[bool, Path | None]:
+    path = root / _OPTIONS
+    if not path.exists():
+        return False, None
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+        return bool(options["compare"]), Path(options["ledgers"])
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{path}: not what privet wrote", "restore the file, or begin a new run") from None
 
 
 def _device(name: str) -> "torch.device":

@@ -76,10 +76,10 @@ class Scenario:
         return scenario
 
     @classmethod
-    def resumed(cls, folder: RunFolder, device: torch.device) -> "Scenario":
+    def resumed(cls, folder: RunFolder, device: torch.device, ledgers: Path | None = None) -> "Scenario":
         """The run that was begun in this folder."""
         plan, submission = folder.read()
-        return cls(plan, submission, folder, World.of(plan, load_task(plan.run.task)), device)
+        return cls(plan, submission, folder, World.of(plan, load_task(plan.run.task)), device, ledgers)
 
     @property
     def plan_hash(self) -> str:
@@ -117,6 +117,12 @@ class Scenario:
     def _witnesses(self) -> Witnesses:
         folder = self.ledgers / "witness"
         return Witnesses(folder, SigningKey.load_or_create(folder / "server.pem"))
+
+    def close(self) -> None:
+        """Let go of the ledgers: only then is each one file that can be copied and audited."""
+        if "nodes" in self.__dict__:
+            for node in self.nodes.values():
+                node.close()
 
     def standing(self, name: str) -> Standing:
         """What the run has cost a node."""

@@ -86,12 +86,12 @@ def print_summary(result: Mapping[str, Any], root: Path, console: Console) -> No
 
 def _table(result: Mapping[str, Any]) -> Table:
     is_claim = result["epsilon"] is not None
-    caption = f"epsilon at delta {result['delta']:g}, unit {result['unit']}, {result['relation']}" if is_claim else None
+    caption = f"charged and executed: epsilon at delta {result['delta']:g}, unit {result['unit']}, {result['relation']}" if is_claim else None
     table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
     for name in (
         "institution",
         "declared size",
-        *(("epsilon charged", "epsilon executed") if is_claim else ()),
+        *(("charged", "executed") if is_claim else ()),
         "state",
     ):
         table.add_column(name, justify="left" if name in ("institution", "state") else "right")

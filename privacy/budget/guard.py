@@ -221,6 +221,10 @@ class Guard:
         """The charges that were entered after a sequence number: what a witness does not hold yet."""
         return [entry for entry in self._ledger.entries(after=sequence) if entry.kind in ("charge", "recovered-charge")]
 
+    def close(self) -> None:
+        """Let go of the ledger."""
+        self._ledger.close()
+
     def _admitted(self, submission: Submission) -> RunCharge | None:
         run = self._accounts.book.runs.get(submission.run_id)
         if run and (run.submission != submission.hash or run.is_released or run.is_recovered):

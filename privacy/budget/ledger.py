@@ -201,7 +201,7 @@ class Ledger:
             )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; the last to do so folds the write-ahead log into it, so that one file is the ledger."""
         self._connection.close()
 
     def _check_opening(self, purpose: Purpose, owner: str) -> None:
