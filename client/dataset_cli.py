@@ -14,7 +14,7 @@ from ..privacy.budget.book import Account, DeclaredDataset
 from ..privacy.budget.options import AllowNone, AsJson, Filter, PassphraseFile, Typical, account_terms, decimal
 from ..privacy.budget.statement_text import terms as privacy_terms
 from ..privacy.errors import BudgetError, UsageError
-from ..privacy.home import Home, passphrase_from
+from ..privacy.home import Home, closed_after, passphrase_from
 
 dataset_app = typer.Typer(help="What an institution offers for training.", no_args_is_help=True)
 
@@ -53,12 +53,12 @@ def add(
     check_declaration(dataset)
     _check_task(task)
     home, passphrase = Home.of(os.environ), passphrase_from(passphrase_file, os.environ)
-    if opening is None:
-        accounts = home.open_book(passphrase)
-        accounts.add_dataset(dataset)
-    else:
-        accounts = home.create_book(passphrase)
-        accounts.open_with_dataset(opening, dataset)
+    opened = home.open_book(passphrase) if opening is None else home.create_book(passphrase)
+    with closed_after(opened) as accounts:
+        if opening is None:
+            accounts.add_dataset(dataset)
+        else:
+            accounts.open_with_dataset(opening, dataset)
     _tell_added(dataset, accounts.book.accounts[dataset.account], opening is not None, as_json)
 
 
@@ -71,7 +71,8 @@ def check(name: DatasetName, passphrase_file: PassphraseFile = None, as_json: As
     from .dataset_check import check_dataset
     from .tasks.registry import load_task
 
-    datasets = Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ)).book.datasets
+    with closed_after(Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))) as accounts:
+        datasets = accounts.book.datasets
     if name not in datasets:
         raise BudgetError(f"no data set {name}; declared: {', '.join(datasets) or 'none'}", "privet dataset list")
     checked = check_dataset(load_task(datasets[name].task), datasets[name])
@@ -101,7 +102,8 @@ def list_datasets(passphrase_file: PassphraseFile = None, as_json: AsJson = Fals
     if not home.has_ledger():
         print("[]" if as_json else f"nothing is declared under {home.root}; next: privet dataset add")
         return
-    book = home.open_book(passphrase_from(passphrase_file, os.environ)).book
+    with closed_after(home.open_book(passphrase_from(passphrase_file, os.environ))) as accounts:
+        book = accounts.book
     if as_json:
         print(json.dumps([asdict(dataset) for dataset in book.datasets.values()]))
         return
@@ -120,9 +122,9 @@ def remove(name: DatasetName, passphrase_file: PassphraseFile = None) -> None:
 
     What it was charged stays with its account.
     """
-    accounts = Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))
-    declared = accounts.book.datasets.get(name)
-    accounts.remove_dataset(name)
+    with closed_after(Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))) as accounts:
+        declared = accounts.book.datasets.get(name)
+        accounts.remove_dataset(name)
     owner = declared.account if declared else ""
     print(f"removed data set {name} from the offer; account {owner} keeps what was spent")
 

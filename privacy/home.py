@@ -113,7 +113,20 @@ class Home:
 
     def _book(self, key: SigningKey, clock: Clock) -> AccountBook:
         ledger = Ledger.open(self.ledger, purpose="deployment", owner=OWNER, key=key, clock=clock)
-        return AccountBook(ledger)
+        try:
+            return AccountBook(ledger)
+        except BaseException:
+            ledger.close()
+            raise
+
+
+@contextlib.contextmanager
+def closed_after(accounts: AccountBook) -> Iterator[AccountBook]:
+    """The accounts, whose ledger is closed in the end."""
+    try:
+        yield accounts
+    finally:
+        accounts.ledger.close()
 
 
 def passphrase_from(file: Path | None, environment: Mapping[str, str]) -> bytes | None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import BudgetError, Refusal, RefusedError
-from ..home import Home, passphrase_from
+from ..home import Home, closed_after, passphrase_from
 from ..plan_file import read_plan
 from ..submission import Submission, resolve
 from .accounting import shown
@@ -45,7 +45,8 @@ def open_account(
     """Open an account: whom it protects, and what may be spent."""
     asked = account_terms(unit, epsilon, delta, filter_name, typical, allow_none)
     check_name("account", account)
-    opened = Home.of(os.environ).create_book(passphrase_from(passphrase_file, os.environ)).open_account(account, asked)
+    with closed_after(Home.of(os.environ).create_book(passphrase_from(passphrase_file, os.environ))) as accounts:
+        opened = accounts.open_account(account, asked)
     if as_json:
         print(json.dumps(_account_json(opened)))
     else:
@@ -62,13 +63,13 @@ def show(
 ) -> None:
     """Say what is spent, reserved, left, and refused."""
     home = Home.of(os.environ)
-    accounts = home.open_book(passphrase_from(passphrase_file, os.environ)) if account or home.has_ledger() else None
-    if accounts is None:
+    if account is None and not home.has_ledger():
         print("[]" if as_json else f"no account was opened under {home.root}; next: privet dataset add")
         return
-    if account is not None:
-        _account(accounts, account)
-    found = list(statements(accounts, system_clock(), account))
+    with closed_after(home.open_book(passphrase_from(passphrase_file, os.environ))) as accounts:
+        if account is not None:
+            _account(accounts, account)
+        found = list(statements(accounts, system_clock(), account))
     if as_json:
         told = [statement_json(statement) for statement in found]
         print(json.dumps(told[0] if account is not None else told))
@@ -87,11 +88,11 @@ def check(
     Changes nothing. What would be left afterwards is told too; a refusal exits with 3.
     """
     asked = read_plan(plan)
-    accounts = Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))
     now = system_clock().replace(microsecond=0)  # a submission's times have whole seconds
     try:
         submission = resolve(asked, federation="check", run_id="check", operator="check", now=now)
-        account, charge = _weighed(accounts, submission, now)
+        with closed_after(Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))) as accounts:
+            account, charge = _weighed(accounts, submission, now)
     except RefusedError as refusal:
         if as_json:
             told = {"is_admitted": False, "code": refusal.code.value, "why": refusal.message, "remedy": refusal.remedy}
@@ -121,9 +122,9 @@ def raise_account(
     What was decided after seeing results is covered by the larger claim alone.
     """
     check_text("--because", because)
-    accounts = Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))
-    before = _account(accounts, account).epsilon
-    raised = accounts.raise_account(account, epsilon, because)
+    with closed_after(Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))) as accounts:
+        before = _account(accounts, account).epsilon
+        raised = accounts.raise_account(account, epsilon, because)
     print(
         f"raised account {account} from epsilon {before} to {raised.epsilon} "
         f"{terms(raised.unit, raised.relation, raised.delta)}: a new, larger claim"
@@ -134,8 +135,8 @@ def raise_account(
 def close_account(account: AccountName, because: Because, passphrase_file: PassphraseFile = None) -> None:
     """End an account: it admits nothing more."""
     check_text("--because", because)
-    accounts = Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))
-    accounts.close_account(account, because)
+    with closed_after(Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))) as accounts:
+        accounts.close_account(account, because)
     print(f"closed account {account}: it admits nothing more")
 
 
@@ -151,7 +152,8 @@ def recover_charges(
     """
     from .recovery import recover
 
-    recovered = recover(Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ)), witness)
+    with closed_after(Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))) as accounts:
+        recovered = recover(accounts, witness)
     if as_json:
         charges = [
             asdict(charge) | {"epsilon": _number(charge.epsilon), "delta": _number(charge.delta)}

@@ -207,10 +207,10 @@ def _state(run: RunCharge, begun: int, charged: int, now: datetime) -> str:
 
 
 def _runs_left(account: Account, charged: list[RunCharge]) -> int | None:
-    if not charged:
-        return None
     if account.is_void or account.is_closed:
         return 0
+    if not charged:
+        return None
     last = charged[-1]
     if account.filter == "renyi" and account.alpha is not None:
         limit = renyi_limit(account.epsilon, account.delta, account.alpha)

@@ -1,4 +1,4 @@
-"""Recovery after a restored backup: what the witness holds and the ledger lacks is charged, once, and nothing forged."""
+"""Recovery after a restored backup: what the witness holds and the ledger lacks is charged once, nothing forged is."""
 
 import json
 import shutil
