@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from decimal import Decimal
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import track
 
 from ..errors import BudgetError, Refusal, RefusedError
 from ..home import Home, closed_after, passphrase_from
@@ -21,12 +25,13 @@ from .filters import renyi_epsilon
 from .guard import Charge, Guard
 from .ledger import system_clock
 from .options import AllowNone, AsJson, Because, Delta, Epsilon, Filter, PassphraseFile, Typical, account_terms
-from .statement import delta_left, release_expired, statements
+from .statement import Charged, delta_left, release_expired, statements
 from .statement_text import as_json as statement_json
 from .statement_text import lines, shown_left, terms
 
 budget_app = typer.Typer(help="An institution's accounts: what may be spent, and what was.", no_args_is_help=True)
 
+_SLOW_RUNS = 20  # from so many on it takes more than a second
 AccountName = Annotated[str, typer.Argument(help="The account's name.", metavar="ACCOUNT")]
 
 
@@ -69,7 +74,7 @@ def show(
     with closed_after(home.open_book(passphrase_from(passphrase_file, os.environ))) as accounts:
         if account is not None:
             _account(accounts, account)
-        found = list(statements(accounts, system_clock(), account))
+        found = list(statements(accounts, system_clock(), account, _counted))
     if as_json:
         told = [statement_json(statement) for statement in found]
         print(json.dumps(told[0] if account is not None else told))
@@ -168,6 +173,12 @@ def recover_charges(
     was = "was behind" if recovered.is_behind else "holds"
     print(f"the ledger {was} entry {recovered.head.sequence}, the newest witnessed")
     print(f"recovered {len(recovered.charges)} charges")
+
+
+def _counted(charges: Sequence[Charged]) -> Iterable[Charged]:
+    """The charges, with a progress bar where somebody looks on."""
+    hidden = len(charges) < _SLOW_RUNS or not sys.stderr.isatty()
+    return track(charges, "adding up runs", console=Console(stderr=True), transient=True, disable=hidden)
 
 
 def _weighed(accounts: AccountBook, submission: Submission, now: datetime) -> tuple[Account, Charge]:

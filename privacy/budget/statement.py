@@ -5,7 +5,7 @@ fixed in advance. The two are never mixed.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,6 +17,9 @@ from .accounts import AccountBook
 from .book import INFINITE, Account, RunCharge
 from .charge import executed_events
 from .filters import renyi_epsilon, renyi_limit
+
+Charged = tuple[str, Mapping[str, Any], RunCharge]  # when, the entry's body, what became of it
+Watched = Callable[[Sequence[Charged]], Iterable[Charged]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +90,18 @@ class _Records:
     raises: list[Mapping[str, str]] = field(default_factory=list)
 
 
-def statements(accounts: AccountBook, now: datetime, only: str | None = None) -> Iterable[AccountStatement]:
-    """Every account's statement, or one's, in the order of their opening."""
+def statements(
+    accounts: AccountBook, now: datetime, only: str | None = None, watched: Watched = iter
+) -> Iterable[AccountStatement]:
+    """Every account's statement, or one's, in the order of their opening.
+
+    `watched` passes charges on, one by one: each costs a PLD, some 50 milliseconds, and somebody may want to count.
+    """
     book = accounts.catch_up()
     records = _records(accounts)
     for account in book.accounts.values():
         if only is None or account.name == only:
-            yield _statement(accounts, account, records.get(account.name, _Records()), now)
+            yield _statement(accounts, account, records.get(account.name, _Records()), now, watched)
 
 
 def release_expired(accounts: AccountBook, now: datetime) -> None:
@@ -136,7 +144,9 @@ def _refusal(time: str, told: Mapping[str, str]) -> RefusalStatement:
     return RefusalStatement(time, told["run"], told["operator"], told["dataset"], told["code"], told["why"])
 
 
-def _statement(accounts: AccountBook, account: Account, records: _Records, now: datetime) -> AccountStatement:
+def _statement(
+    accounts: AccountBook, account: Account, records: _Records, now: datetime, watched: Watched
+) -> AccountStatement:
     book = accounts.book
     reserved = [run for run in book.runs.values() if run.account == account.name and _is_reserved(run)]
     charges = [(time, told, book.runs[told["run"]]) for time, told in records.charges]
@@ -145,7 +155,7 @@ def _statement(accounts: AccountBook, account: Account, records: _Records, now: 
         datasets=tuple(found.name for found in book.datasets.values() if found.account == account.name),
         epsilon_reserved=_epsilon_reserved(account, reserved),
         delta_reserved=sum((run.delta for run in reserved), Decimal(0)) if account.alpha is None else Decimal(0),
-        runs=tuple(_run(time, told, run, now) for time, told, run in charges),
+        runs=tuple(_run(time, told, run, now) for time, told, run in watched(charges)),
         refusals=tuple(records.refusals),
         raises=tuple(records.raises),
         runs_left=_runs_left(account, [run for _, _, run in charges if run.epsilon.is_finite()]),
