@@ -7,6 +7,8 @@ The rules:
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -56,7 +58,10 @@ class AccountBook:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        snapshot = ledger.snapshot()
+        self._load()
+
+    def _load(self) -> None:
+        snapshot = self.ledger.snapshot()
         self.book = Book.load(snapshot[2]) if snapshot else Book()
         self._seen, self._hash = (snapshot[0], snapshot[1]) if snapshot else (0, GENESIS)
         self._snapped = self._seen
@@ -72,6 +77,18 @@ class AccountBook:
             self._seen, self._hash = entry.sequence, entry.hash
         return self.book
 
+    @contextmanager
+    def transaction(self) -> Iterator[Book]:
+        """One durable step, on the newest book. Where it fails, memory forgets what it took in of it too."""
+        try:
+            with self.ledger.transaction():
+                yield self.catch_up()
+        except BaseException:
+            entry = self.ledger.entry(self._seen)
+            if entry is None or entry.hash != self._hash:
+                self._load()
+            raise
+
     def note_progress(self) -> None:
         """Write a snapshot where one is due, so that the next opening is quick. Outside of transactions."""
         if self._seen - self._snapped >= SNAPSHOT_EVERY:
@@ -81,7 +98,7 @@ class AccountBook:
     def open_account(self, name: str, terms: AccountTerms) -> Account:
         """Open an account; raise BudgetError for a name that is taken."""
         body = _account_body(name, terms)
-        with self.ledger.transaction():
+        with self.transaction():
             self._check_free_account(name)
             self.ledger.append("account", body)
         return self.catch_up().accounts[name]
@@ -90,7 +107,7 @@ class AccountBook:
         """Open the data set's account and declare the data set in it: both, or neither."""
         body = _account_body(dataset.account, terms)
         check_declaration(dataset)
-        with self.ledger.transaction():
+        with self.transaction():
             self._check_free_account(dataset.account)
             self._check_free_dataset(dataset, terms.unit)
             self.ledger.append("account", body)
@@ -100,7 +117,7 @@ class AccountBook:
     def raise_account(self, name: str, epsilon: Decimal, because: str) -> Account:
         """State a larger epsilon, with its reason: a new claim, which covers what was decided after seeing results."""
         check_text("--because", because)
-        with self.ledger.transaction():
+        with self.transaction():
             account = self._account(name)
             if account.is_closed:
                 raise BudgetError(f"account {name} is closed", "open another account")
@@ -116,7 +133,7 @@ class AccountBook:
     def close_account(self, name: str, because: str) -> Account:
         """End an account, with the reason: it admits nothing more."""
         check_text("--because", because)
-        with self.ledger.transaction():
+        with self.transaction():
             if self._account(name).is_closed:
                 raise BudgetError(f"account {name} is closed already", f"privet budget show {name}")
             self.ledger.append("close", {"account": name, "because": because})
@@ -125,14 +142,14 @@ class AccountBook:
     def add_dataset(self, dataset: DeclaredDataset) -> DeclaredDataset:
         """Declare a data set, once; raise BudgetError where its path, at this unit, belongs to another account."""
         check_declaration(dataset)
-        with self.ledger.transaction():
+        with self.transaction():
             self._check_free_dataset(dataset, self._account(dataset.account).unit)
             self.ledger.append("dataset", _dataset_body(dataset))
         return self.catch_up().datasets[dataset.name]
 
     def remove_dataset(self, name: str) -> None:
         """Take a data set from the offer. What it was charged stays."""
-        with self.ledger.transaction():
+        with self.transaction():
             if name not in self.catch_up().datasets:
                 raise BudgetError(f"no data set {name}", "privet dataset list")
             self.ledger.append("dataset-removed", {"dataset": name})

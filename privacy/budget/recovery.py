@@ -57,8 +57,7 @@ def recover(accounts: AccountBook, witness: Path) -> Recovered:
     Raises LedgerError for a file that is no witness of this institution, BudgetError where an account is missing.
     """
     head, witnessed = _verified(witness, accounts.ledger.key.public)
-    with accounts.ledger.transaction():
-        book = accounts.catch_up()
+    with accounts.transaction() as book:
         bodies = [_body(book, charge.content, witness) for charge in _lacking(accounts, witnessed)]
         entry = accounts.ledger.entry(head.sequence)
         is_known = (entry is not None and entry.hash == head.hash) or (head.sequence, head.hash) in book.recovered_heads

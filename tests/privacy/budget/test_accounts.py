@@ -188,3 +188,18 @@ def test_of_two_processes_that_open_an_account_exactly_one_wins(tmp_path: Path) 
     finally:
         for racer in racers:
             racer.communicate()
+
+
+def test_step_that_fails_is_forgotten_in_memory_too(book: AccountBook) -> None:
+    """What was read inside a transaction that is rolled back never happened; the next entry must still follow."""
+
+    def interrupted() -> None:
+        with book.transaction():
+            book.ledger.append("raise", {"account": "ward7", "epsilon": "99", "from": "10", "because": "vote"})
+            assert book.catch_up().accounts["ward7"].epsilon == 99
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert book.catch_up().accounts["ward7"].epsilon == 10
+    assert book.raise_account("ward7", Decimal(11), "vote").epsilon == 11
