@@ -99,7 +99,7 @@ class Guard:
     def admit(self, submission: Submission, now: datetime) -> None:
         """Charge the submission in full, once; raise RefusedError and change nothing but the record of it."""
         try:
-            with self._ledger.transaction():
+            with self._accounts.transaction():
                 self._accounts.catch_up()
                 run = self._admitted(submission)
                 if run is None:
@@ -142,10 +142,11 @@ class Guard:
         beyond the charge.
         """
         try:
-            with self._ledger.transaction():
+            with self._accounts.transaction():
                 run = self._accounts.catch_up().runs[submission.run_id]
                 if attempt.key in run.begun:
                     return _kept(run, attempt)
+                self._admitted(submission)
                 _check_within_charge(run, submission.plan, attempt)
                 if witnessed is not None:
                     self._append_witnessed(witnessed)
@@ -184,7 +185,7 @@ class Guard:
     def keep_witnessed(self, countersigned: Countersigned) -> None:
         """Keep a countersigned head of this ledger; raise RefusedError where it lacks it: it is an older copy then."""
         self.check_witnessed(countersigned)
-        with self._ledger.transaction():
+        with self._accounts.transaction():
             self._accounts.catch_up()
             self._append_witnessed(countersigned)
 
@@ -238,7 +239,11 @@ class Guard:
     def _release_expired(self, now: datetime) -> None:
         moment = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for run in list(self._accounts.book.runs.values()):
-            if not run.begun and not run.is_released and run.expires <= moment and run.epsilon.is_finite():
+            if (
+                not (run.begun or run.is_released or run.is_recovered)
+                and run.expires <= moment
+                and run.epsilon.is_finite()
+            ):
                 self._ledger.append("release", {"run": run.run, "why": f"never began, expired {run.expires}"})
         self._accounts.catch_up()
 
