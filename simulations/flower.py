@@ -56,11 +56,11 @@ def node_of(context: Context) -> Node:
             "this ClientApp simulates nodes, and Flower gives no partition-id and num-partitions",
             "run it on Flower's simulation runtime: examples/flower-app",
         )
-    return _run_nodes(RunConfig.of(context.run_config).out).node(partition, partitions)
+    return run_nodes(RunConfig.of(context.run_config).out).node(partition, partitions)
 
 
 @lru_cache(maxsize=1)
-def _run_nodes(out: Path) -> RunNodes:
+def run_nodes(out: Path) -> RunNodes:
     """Loaded once a process: a memory, not a state, as all that it holds can be read again."""
     return RunNodes(RunFolder(out))
 
