@@ -7,7 +7,7 @@ import pytest
 from privet.__main__ import run
 from privet.privacy.budget.ledger import Ledger
 
-TASK = '''
+TASK = """
 import torch
 from torch import nn
 from privet.client.tasks.protocol import Facts, Partition, Records, Task
@@ -43,7 +43,7 @@ class Bad(Task):
 
 def secret_failure():
     raise RuntimeError("patient 17")
-'''
+"""
 GOOD = {
     "model": "nn.Linear(3, 2)",
     "loss": 'nn.functional.cross_entropy(outputs, targets, reduction="none")',

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 from privet.__main__ import run
 
-SMALL = ["--set", "run.rounds=2", "--set", "run.spare-rounds=0", "--set", "simulation.nodes=3", "--set", "aggregation.min-nodes=2"]
+SMALL = [
+    "--set",
+    "run.rounds=2",
+    "--set",
+    "run.spare-rounds=0",
+    "--set",
+    "simulation.nodes=3",
+    "--set",
+    "aggregation.min-nodes=2",
+]
 QUICK = [*SMALL, "--set", "evaluation.every=2", "--set", "training.local-steps=1"]
 
 
