@@ -1,6 +1,6 @@
 """The names by which server and node speak through Flower messages; both sides read them here.
 
-query.describe   -> config: name, declared-size, task-version
+query.describe   -> config: name, declared-size
 query.initial    -> arrays
 train            -> arrays, metrics: declared-size
 evaluate         -> metrics: declared-size and, by name, the sum of each metric over records
@@ -22,7 +22,6 @@ ATTEMPT = "attempt"
 
 NAME = "name"
 DECLARED_SIZE = "declared-size"
-TASK_VERSION = "task-version"
 
 # Flower reserves small numbers for itself.
 REFUSED = 1000
