@@ -74,13 +74,15 @@ class Guard:
     """The guard of one node's records. `declared_size`: the public number of records, the denominator of averages."""
 
     def __init__(self, ledger: Ledger, declared_size: int) -> None:
+        if declared_size < 1:
+            raise ValueError(f"declared_size must be at least 1, got {declared_size}")
         self._ledger = ledger
         self._declared_size = declared_size
         self._runs: dict[str, _Run] = {}
         self._seen = 0
 
     def admit(self, submission: Submission, now: datetime) -> None:
-        """Charge the submission in full, once; raise RefusedError and change nothing but the record of it."""
+        """Charge the submission in full, once. Raises RefusedError; then nothing but the refusal is recorded."""
         try:
             with self._ledger.transaction():
                 self._catch_up()
@@ -94,12 +96,11 @@ class Guard:
         """Spend the attempt, durably; give the hash of its kept answer where it was answered before.
 
         Raises RefusedError for an attempt that was spent without an answer, differs from the one that began, or lies
-        beyond the charge.
+        beyond the charge; ValueError for a submission that was not admitted.
         """
         try:
             with self._ledger.transaction():
-                self._catch_up()
-                run = self._runs[submission.run_id]
+                run = self._admitted(submission)
                 if attempt.key in run.begun:
                     return _kept(run, attempt)
                 _check_within_charge(run, submission.plan, attempt)
@@ -110,8 +111,12 @@ class Guard:
             raise
 
     def answered(self, submission: Submission, attempt: Attempt, answer_hash: str) -> None:
-        """Record the durable answer to a begun attempt, before its first byte is sent."""
-        self._ledger.append("answer", _attempt_body(submission, attempt) | {"answer": answer_hash})
+        """Record the durable answer to a begun attempt, once, before its first byte is sent."""
+        with self._ledger.transaction():
+            run = self._admitted(submission)
+            if run.begun.get(attempt.key) != attempt.request_hash or attempt.key in run.answered:
+                raise ValueError(f"{attempt.key} did not begin so, or was answered already")
+            self._ledger.append("answer", _attempt_body(submission, attempt) | {"answer": answer_hash})
 
     def standing(self, submission: Submission) -> Standing:
         """What the run was charged, and what of it has begun."""
@@ -133,6 +138,12 @@ class Guard:
             evaluations,
             answered,
         )
+
+    def _admitted(self, submission: Submission) -> _Run:
+        self._catch_up()
+        if not self._is_admitted(submission):
+            raise ValueError(f"run {submission.run_id} was not admitted")
+        return self._runs[submission.run_id]
 
     def _is_admitted(self, submission: Submission) -> bool:
         run = self._runs.get(submission.run_id)
@@ -229,7 +240,7 @@ def _check_delta(delta: float, declared_size: int) -> None:
 
 
 def _check_claim(epsilon: Decimal, claimed: float) -> None:
-    if epsilon > Decimal(claimed):
+    if epsilon > Decimal(repr(claimed)):  # the decimal that the submission shows, not its double
         raise RefusedError(
             Refusal.EPSILON_ABOVE_CLAIM,
             f"what is asked costs epsilon {epsilon}, the submission claims {claimed}",
