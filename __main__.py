@@ -1,6 +1,7 @@
 """The one door: `privet`, which gathers the folders' commands and turns every error into two lines."""
 
 import os
+import re
 import sys
 import traceback
 
@@ -57,12 +58,14 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="privet", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except click.exceptions.NoArgsIsHelpError:
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
         return _USAGE
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "privet"
-        return _tell(error.format_message(), f"{path} --help", error.exit_code, error)
+        sentences = dict.fromkeys(re.split(r"(?<=[.?]) ", error.format_message()))  # typer suggests, and click again
+        return _tell(" ".join(sentences), f"{path} --help", error.exit_code, error)
     except PlanError as error:
         more = f" (and {len(error.problems) - 1} more: privet plan check lists them)" if error.problems[1:] else ""
         return _tell(error.problems[0] + more, error.remedy, error.exit_code, error)

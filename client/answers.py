@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import load, save
 
 from ..privacy.budget.guard import Attempt
@@ -36,7 +37,8 @@ class Answers:
 
     def keep(self, run_id: str, attempt: Attempt, answer: Answer) -> str:
         """Write it durably; give its SHA-256, hexadecimal."""
-        content = save(answer.parameters, metadata={_SUMS: json.dumps(answer.sums)})
+        arrays = {name: np.asarray(array, order="C") for name, array in answer.parameters.items()}  # save writes memory
+        content = save(arrays, metadata={_SUMS: json.dumps(answer.sums)})
         path = self._path(run_id, attempt)
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
@@ -57,9 +59,13 @@ class Answers:
         return Answer(load(content), json.loads(header["__metadata__"][_SUMS]))
 
     def _path(self, run_id: str, attempt: Attempt) -> Path:
-        return self._folder / f"{run_id}-{attempt.stage}-{attempt.round}-{attempt.number}.safetensors"
+        return self._folder / f"{_prefix(run_id, attempt)}{attempt.round}-{attempt.number}.safetensors"
 
     def _forget_older(self, run_id: str, attempt: Attempt, keep: Path) -> None:
-        for path in self._folder.glob(f"{run_id}-{attempt.stage}-*.safetensors"):
+        for path in self._folder.glob(f"{_prefix(run_id, attempt)}*.safetensors"):
             if path != keep:
                 path.unlink(missing_ok=True)
+
+
+def _prefix(run_id: str, attempt: Attempt) -> str:
+    return f"{run_id}@{attempt.stage}-"  # no run id holds an @: no run's files look like another's

@@ -12,10 +12,13 @@ from flwr.clientapp import ClientApp
 from ..privacy.budget.witness import Countersigned, head_text, read_countersigned
 from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters, to_record
-from ..privacy.errors import LedgerError, Refusal, RefusedError
+from ..privacy.errors import LedgerError, PrivetError, Refusal, RefusedError
 from .node import Node, Request
 
 log = logging.getLogger("privet.node")
+
+_APP_RAISED = 2  # Flower's own code for a ClientApp that raised
+_APP_FAILED = "app-failed"
 
 Stage = Literal["initial", "train", "evaluate"]
 Handler = Callable[[Node, Message], RecordDict]
@@ -27,12 +30,14 @@ def client_app(node_of: Callable[[Context], Node]) -> ClientApp:
 
     def handled_by(handler: Handler) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
-            node = node_of(context)
+            # What is logged stays here. Flower itself would put the text of whatever is raised into the reply.
             try:
-                return Message(handler(node, message), reply_to=message)
-            except RefusedError as refusal:
-                log.warning("node %s: %s: %s", node.name, refusal.code, refusal.message)  # stays here
-                return Message(Error(words.REFUSED, refusal.code.value), reply_to=message)
+                return _answered(node_of(context), handler, message)
+            except PrivetError as error:
+                log.error("no answer: %s; try: %s", error.message, error.remedy)
+            except Exception:
+                log.exception("no answer could be made")
+            return Message(Error(_APP_RAISED, _APP_FAILED), reply_to=message)
 
         return handle
 
@@ -42,6 +47,14 @@ def client_app(node_of: Callable[[Context], Node]) -> ClientApp:
     app.train()(handled_by(_train))
     app.evaluate()(handled_by(_evaluate))
     return app
+
+
+def _answered(node: Node, handler: Handler, message: Message) -> Message:
+    try:
+        return Message(handler(node, message), reply_to=message)
+    except RefusedError as refusal:
+        log.warning("node %s: %s: %s", node.name, refusal.code, refusal.message)
+        return Message(Error(words.REFUSED, refusal.code.value), reply_to=message)
 
 
 def _describe(node: Node, _: Message) -> RecordDict:
@@ -93,7 +106,7 @@ def _request(stage: Stage, message: Message) -> Request:
     config = content.get(words.CONFIG)
     arrays = content.get(words.ARRAYS)
     if not isinstance(config, ConfigRecord) or not isinstance(arrays, ArrayRecord | None):
-        raise _malformed("it has no config")
+        raise _malformed("its config or arrays are missing or of another type")
     submission, number, attempt = (config.get(key) for key in (words.SUBMISSION, words.ROUND, words.ATTEMPT))
     if not isinstance(submission, bytes) or type(number) is not int or type(attempt) is not int:
         raise _malformed("submission, round or attempt is missing or of another type")

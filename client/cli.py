@@ -1,5 +1,6 @@
 """`privet tasks`: what can be trained here."""
 
+import importlib.util
 import json
 import keyword
 import re
@@ -84,7 +85,9 @@ def _write_task(name: str | None) -> None:
     folder, module = Path(name), name.replace("-", "_")
     if folder.exists():
         raise TaskError(f"{folder}: exists already", "give another name")
-    words = {"NAME": name, "MODULE": module, "CLASS": "".join(part.capitalize() for part in name.split("-"))}
+    if importlib.util.find_spec(module) is not None:  # `json` would hide Python's own, `torch` would import itself
+        raise TaskError(f"{name}: a module {module} is installed already", "give another name")
+    words = {"NAME": name, "MODULE": module, "CLASS": _class_name(name)}
     templates = Path(__file__).parent / "tasks"
     folder.mkdir()
     for template, target in (("task.py.tmpl", f"{module}.py"), ("pyproject.toml.tmpl", "pyproject.toml")):
@@ -93,3 +96,8 @@ def _write_task(name: str | None) -> None:
             text = text.replace(f"@{word}@", meaning)
         (folder / target).write_text(text, encoding="utf-8")
     print(f"wrote {folder / (module + '.py')}; next: pip install -e {folder}, then privet tasks {name}")
+
+
+def _class_name(name: str) -> str:
+    """`my-data` is class MyDataTask: the ending keeps it apart from what the module imports."""
+    return "".join(part.capitalize() for part in name.removesuffix("-task").split("-")) + "Task"

@@ -9,18 +9,24 @@ Two ways to the same sum, both checked against a record-by-record computation:
   linear and large models, which hooks would make wait for memory.
 
 A record whose gradient is not finite is taken out before anything is summed: with weight zero it would still be there,
-since 0 * inf is NaN. How many were taken out is known to the node alone.
+since 0 * inf is NaN. Which these are is decided once, in the pass that measures the norms, so that no record's fate
+depends on another's. How many were taken out is known to the node alone. (Mode `plain` goes by the loss.)
+
+Both ways trust that a trainable parameter is used by its own module's forward, whose first dimension is the records.
+What breaks that (tied weights, records folded into another dimension) is found by the probe, and where it shows in
+shapes, here.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from torch import Tensor, nn
 
+from ..privacy.errors import TaskError
 from .tasks.protocol import Records
 
 Mode = Literal["plain", "hooks", "ghost"]
@@ -28,17 +34,21 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 # Above this many parameters hooks wait for memory (measured: 70x for 670,000, where ghost took 2.3x).
 GHOST_PARAMETERS = 200_000
-# Values of per-record gradients held at once by hooks, and records in one forward pass: both bound memory.
+# Values of per-record gradients held at once, and records in one forward pass: both bound memory.
 HELD_VALUES = 2**25
 HELD_RECORDS = 4096
-# Added to a norm before dividing, so that rounding never lets a clipped gradient exceed C; Opacus adds the same.
+# A norm is taken this much larger, relatively and absolutely, than it was measured, so that rounding does not let a
+# clipped gradient exceed C. Opacus adds the absolute part.
 NORM_GUARD = 1e-6
-_GRAD_SAMPLE = "grad_sample"  # where Opacus' hooks leave each record's gradient
+# Where Opacus' hooks leave, on each parameter and each module, what they saw of a batch.
+_GRAD_SAMPLE, _NORM_SAMPLE = "grad_sample", "_norm_sample"
+_LEFT_ON_PARAMETERS = (_NORM_SAMPLE, "_current_grad_sample")
+_LEFT_ON_MODULES = ("activations", "max_batch_len")
 
 
 def mode_of(model: nn.Module) -> Mode:
     """How the clipped sum of this model is best computed."""
-    trained = [module for module in model.modules() if any(p.requires_grad for p in module.parameters(recurse=False))]
+    trained = [module for module in model.modules() if _own_parameters(module)]
     ghostly = all(isinstance(module, nn.Linear | nn.Embedding) for module in trained)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return "ghost" if ghostly or count > GHOST_PARAMETERS else "hooks"
@@ -50,20 +60,23 @@ class GradientSum:
     def __init__(self, model: nn.Module, loss: Loss, mode: Mode, clip_norm: float | None = None) -> None:
         if (clip_norm is None) != (mode == "plain"):
             raise ValueError("a clip norm is for the modes that clip")
+        self._model = model
         self._loss = loss
         self._mode = mode
         self.clip_norm = clip_norm or 0.0
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._module: Any = _wrapped(model, mode, clip_norm)  # Opacus ships no types
-        values = sum(parameter.numel() for parameter in self._trained)
-        self._chunk = max(1, min(HELD_RECORDS, HELD_VALUES // values)) if mode == "hooks" else HELD_RECORDS
+        self._chunk = max(1, min(HELD_RECORDS, HELD_VALUES // max(1, _values_held(model, mode))))
 
     def __call__(self, records: Records) -> tuple[list[Tensor], int]:
         """The sum, shaped like the trainable parameters in their order, and how many records were taken out."""
         total = [torch.zeros_like(parameter) for parameter in self._trained]
         taken_out = 0
         for chunk in records.chunks(self._chunk):
-            part, out = self._part(chunk)
+            try:
+                part, out = self._part(chunk)
+            finally:
+                self._forget()
             taken_out += out
             for target, addend in zip(total, part, strict=True):
                 target += addend
@@ -82,37 +95,51 @@ class GradientSum:
         return self._gradients(losses), int((~finite).sum())
 
     def _hooked(self, records: Records) -> tuple[list[Tensor], int]:
-        self._backward(self._losses(records))
-        samples: list[Tensor] = [getattr(parameter, _GRAD_SAMPLE) for parameter in self._trained]
+        losses = self._losses(records)
+        self._backward(losses)
+        samples = self._left(_GRAD_SAMPLE, len(records))
         norms = torch.stack([sample.flatten(1).norm(dim=1) for sample in samples]).norm(dim=0)
-        finite = torch.isfinite(norms)
+        finite = torch.isfinite(norms) & torch.isfinite(losses)
         weights = self._weights(norms)
         if not bool(finite.all()):
             samples, weights = [sample[finite] for sample in samples], weights[finite]
-        sums = [torch.tensordot(weights, sample, dims=1) for sample in samples]
-        self._forget()
-        return sums, int((~finite).sum())
+        return [torch.tensordot(weights, sample, dims=1) for sample in samples], int((~finite).sum())
 
     def _ghosted(self, records: Records) -> tuple[list[Tensor], int]:
+        restore = _random_state(self._trained[0].device)
         losses = self._losses(records)
         self._backward(losses, retain=True)
-        norms = self._module.get_norm_sample()
+        norms = torch.stack(self._left(_NORM_SAMPLE, len(records))).norm(dim=0).to(losses.dtype)
         finite = torch.isfinite(norms) & torch.isfinite(losses)
-        weights = self._weights(norms)
+        taken_out = int((~finite).sum())
+        if taken_out == len(records):
+            return [torch.zeros_like(parameter) for parameter in self._trained], taken_out
         self._forget()
         self._module.disable_hooks()
         try:
-            if not bool(finite.all()):
-                losses, weights = self._losses(records.select(finite)), weights[finite]
-            return self._gradients(losses * weights), int((~finite).sum())
+            if taken_out:
+                restore()  # dropout must draw the same again: the norms are those of its first draw
+                losses = self._losses(_with_stand_ins(records, finite))
+            return self._gradients(losses[finite] * self._weights(norms)[finite]), taken_out
         finally:
             self._module.enable_hooks()
 
     def _losses(self, records: Records) -> Tensor:
-        return self._loss(self._module(records.inputs), records.targets)
+        losses = self._loss(self._module(records.inputs), records.targets)
+        if losses.shape != (len(records),):
+            raise _not_per_record(f"the loss of {len(records)} records has shape {list(losses.shape)}")
+        return losses
+
+    def _left(self, what: str, count: int) -> list[Tensor]:
+        """What the hooks left on each parameter, [count, ...]."""
+        found = [getattr(parameter, what, None) for parameter in self._trained]
+        tensors = [tensor for tensor in found if isinstance(tensor, Tensor) and len(tensor) == count]
+        if len(tensors) != len(self._trained):
+            raise _not_per_record("a parameter has no gradient for each record")
+        return tensors
 
     def _weights(self, norms: Tensor) -> Tensor:
-        return (self.clip_norm / (norms + NORM_GUARD)).clamp(max=1.0)
+        return (self.clip_norm / (norms * (1 + NORM_GUARD) + NORM_GUARD)).clamp(max=1.0)
 
     def _gradients(self, losses: Tensor) -> list[Tensor]:
         with _without_hook_warnings():
@@ -125,9 +152,105 @@ class GradientSum:
             torch.autograd.backward(losses.sum(), retain_graph=retain)
 
     def _forget(self) -> None:
+        """Leave nothing of a batch behind, also of one that failed half-way."""
+        if self._mode == "plain":
+            return
         for parameter in self._trained:
             parameter.grad = None
             setattr(parameter, _GRAD_SAMPLE, None)
+            setattr(parameter, "_forward_counter", 0)  # noqa: B010 - Opacus' own attribute, unknown to torch's types
+            for name in _LEFT_ON_PARAMETERS:
+                parameter.__dict__.pop(name, None)
+        for module in self._model.modules():
+            for name in _LEFT_ON_MODULES:
+                module.__dict__.pop(name, None)
+
+
+class _Ghost(GradSampleModuleFastGradientClipping):  # type: ignore[misc]  # Opacus ships no types
+    """Opacus' ghost clipping with another norm for linear layers.
+
+    Opacus multiplies sums of squares in float32. They underflow, and over a sequence they cancel: a record of norm 500
+    was seen to be measured as 0 and added whole.
+    """
+
+    NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = dict(GradSampleModuleFastGradientClipping.NORM_SAMPLERS)
+
+
+def _linear_norms(layer: nn.Linear, activations: Sequence[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
+    """The norm of each record's gradient, [B] float64: of a product of two vectors, or, over a sequence, of the sum."""
+    inputs = activations[0].to(backprops.dtype)
+    if backprops.dim() > 3:
+        backprops, inputs = backprops.flatten(1, -2), inputs.flatten(1, -2)  # [B, T, .]
+    norms: dict[Tensor, Tensor] = {}
+    if layer.weight.requires_grad:
+        norms[layer.weight] = _product_norms(backprops, inputs)
+    if layer.bias is not None and layer.bias.requires_grad:
+        summed = backprops if backprops.dim() == 2 else backprops.sum(dim=1)
+        norms[layer.bias] = _norms(summed) + _rounding(_norms(backprops))
+    return norms
+
+
+def _product_norms(backprops: Tensor, inputs: Tensor) -> Tensor:
+    lengths = _norms(backprops) * _norms(inputs)
+    if backprops.dim() == 2:
+        return lengths
+    at_once = max(1, HELD_VALUES // (inputs.shape[-1] * backprops.shape[-1]))
+    parts = zip(torch.split(backprops, at_once), torch.split(inputs, at_once), strict=True)
+    summed = torch.cat([_norms(torch.einsum("nti,ntj->nij", b, a).flatten(1)) for b, a in parts])
+    return summed + _rounding(lengths)
+
+
+def _rounding(lengths: Tensor) -> Tensor:
+    """What rounding can add to a sum over a sequence in float32, [B], of the lengths [B, T] of its terms."""
+    if lengths.dim() == 1:
+        return torch.zeros_like(lengths)
+    return lengths.sum(dim=1) * lengths.shape[1] * torch.finfo(torch.float32).eps
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
+    return norms
+
+
+_Ghost.NORM_SAMPLERS[nn.Linear] = _linear_norms
+
+
+def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+
+
+def _values_held(model: nn.Module, mode: Mode) -> int:
+    """How many values a record's gradient takes in memory; ghost holds none of linear layers and embeddings."""
+    if mode == "plain":
+        return 0
+    holds = [m for m in model.modules() if mode == "hooks" or not isinstance(m, nn.Linear | nn.Embedding)]
+    return sum(parameter.numel() for module in holds for parameter in _own_parameters(module))
+
+
+def _with_stand_ins(records: Records, finite: Tensor) -> Records:
+    """As many records in the same places, a finite one wherever there was none: for a weight of zero."""
+    places = torch.arange(len(records), device=finite.device)
+    return records.select(torch.where(finite, places, places[finite][0]))
+
+
+def _random_state(device: torch.device) -> Callable[[], None]:
+    """Remember torch's generators; what is returned puts them back."""
+    state = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore() -> None:
+        torch.set_rng_state(state)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+
+    return restore
+
+
+def _not_per_record(why: str) -> TaskError:
+    return TaskError(
+        f"the model does not treat each record by itself: {why}",
+        "keep records in the first dimension of every module, and use a parameter in one module only",
+    )
 
 
 @contextmanager
@@ -142,7 +265,5 @@ def _wrapped(model: nn.Module, mode: Mode, clip_norm: float | None) -> Any:
     if mode == "hooks":
         return GradSampleModule(model, loss_reduction="sum", strict=False)
     if mode == "ghost":
-        return GradSampleModuleFastGradientClipping(
-            model, loss_reduction="sum", strict=False, max_grad_norm=clip_norm, use_ghost_clipping=True
-        )
+        return _Ghost(model, loss_reduction="sum", strict=False, max_grad_norm=clip_norm, use_ghost_clipping=True)
     return model

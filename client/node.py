@@ -30,7 +30,7 @@ log = logging.getLogger("privet.node")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """What a server asks of a node. `parameters` are empty for `initial`. `witnessed`: the head it countersigned last."""
+    """What a server asks of a node; no `parameters` for `initial`. `witnessed`: the head that it countersigned last."""
 
     stage: Literal["initial", "train", "evaluate"]
     submission: bytes

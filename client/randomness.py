@@ -10,6 +10,7 @@ scope.
 """
 
 import hashlib
+import json
 import os
 from typing import Protocol
 
@@ -81,12 +82,15 @@ class SystemRandomness:
 
 
 class SeededRandomness:
-    """Reproducible numbers, for simulations and for runs without privacy. `labels` keep the uses of one seed apart."""
+    """Reproducible numbers, for simulations and for runs without privacy. `labels` keep the uses of one seed apart.
+
+    torch reads 32 bits of a seed on a CPU: of a million uses of one seed about a hundred pairs draw alike, by chance.
+    """
 
     is_seeded = True
 
     def __init__(self, seed: int, *labels: str | int) -> None:
-        text = "/".join(str(label) for label in ("privet", seed, *labels))
+        text = json.dumps(["privet", seed, *labels])  # other labels, other text
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
         self._generator = torch.Generator().manual_seed(number)
 

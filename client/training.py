@@ -65,6 +65,8 @@ class LocalTrainer:
 
     def __init__(self, trainable: TrainableModel, submission: Submission, source: Source, declared_size: int) -> None:
         self._trainable = trainable
+        if (submission.claim is None) != (submission.plan.privacy.clip_norm is None):
+            raise ValueError("a claim and a clip norm come together: one alone would train without noise")
         self._plan = submission.plan
         self._claim = submission.claim
         self._source = source
@@ -164,7 +166,9 @@ def scored(trainable: TrainableModel, records: Records) -> dict[str, float]:
         for chunk in records.chunks(_EVALUATED_AT_ONCE):
             scores = trainable.task.metrics(trainable.model(chunk.inputs), chunk.targets)
             for name, values in scores.items():
-                sums[name] = sums.get(name, 0.0) + float(values.nan_to_num(0.0).clamp(0.0, 1.0).double().sum())
+                if values.shape != (len(chunk),):  # else a record would count more than once
+                    raise TaskError(f"metric {name!r} is not one score for each record", "mend the metric")
+                sums[name] = sums.get(name, 0.0) + float(values.double().nan_to_num(0.0).clamp(0.0, 1.0).sum())
     return sums
 
 

@@ -1,6 +1,7 @@
 """`privet plan`: write a plan, check one, see what it will cost."""
 
 import json
+import re
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,10 +26,8 @@ def new_plan(
     task: Annotated[str, typer.Option(help="The task that is trained.")] = "digits",
 ) -> None:
     """Write a commented plan."""
-    import re
-
     name = re.sub(r"[^a-z0-9._-]+", "-", plan.stem.lower()).strip("-._") or "run"
-    if not re.match(NAME_PATTERN, task):
+    if not re.fullmatch(NAME_PATTERN, task):
         raise UsageError(f"--task {task}: a name has lower-case letters, digits, dots and dashes", "privet tasks")
     try:
         with plan.open("x", encoding="utf-8") as file:
@@ -55,6 +54,7 @@ def check_plan(plan: PlanFile) -> None:
 @plan_app.command("show")
 def show_plan(plan: PlanFile, as_json: AsJson = False) -> None:
     """Say what a plan asks for and what it will cost each node in epsilon, before it runs."""
+    from .budget.accounting import rounded_up
     from .plan_cost import cost_of
 
     read = read_plan(plan)
@@ -70,8 +70,8 @@ def show_plan(plan: PlanFile, as_json: AsJson = False) -> None:
         terms = f"at delta {cost.delta:g} (unit: {cost.unit}, {cost.relation})"
         lines += [
             f"cost to each node: epsilon {cost.epsilon} {terms}",
-            f"claimed: epsilon {cost.epsilon_claimed:g} {terms}",
-            f"upper bound by RDP, as a check: epsilon {cost.epsilon_rdp_bound:.3f} {terms}",
+            f"claimed: epsilon {cost.epsilon_claimed} {terms}",
+            f"upper bound by RDP, as a check: epsilon {rounded_up(cost.epsilon_rdp_bound)} {terms}",
             f"noise multiplier {cost.noise_multiplier:g}, clip norm {cost.clip_norm:g}, "
             f"sampling rate {read.privacy.sampling_rate:g} (Poisson)",
             f"charged: {cost.steps_charged} noisy steps and {cost.evaluations_charged} evaluations "
@@ -91,7 +91,7 @@ def _asked(plan: Plan) -> list[str]:
         f"run {run.name}: task {run.task}, data set {plan.dataset}",
         f"{run.rounds} rounds and {run.spare_rounds} spare, {training.local_steps} local steps of {training.optimizer} "
         f"at learning rate {training.learning_rate:g}",
-        f"strategy {aggregation.strategy}; each round {aggregation.fraction:.0%} of the nodes, "
+        f"strategy {aggregation.strategy}; each round {100 * aggregation.fraction:g}% of the nodes, "
         f"at least {aggregation.min_nodes}",
     ]
 

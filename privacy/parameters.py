@@ -43,7 +43,7 @@ def hash_of(parameters: Parameters) -> str:
     """SHA-256 over names, shapes and bytes, in the order of names. Hexadecimal."""
     digest = hashlib.sha256()
     for name in sorted(parameters):
-        array = np.ascontiguousarray(parameters[name])
+        array = np.asarray(parameters[name], order="C")  # ascontiguousarray would give a scalar a dimension
         digest.update(f"{len(name)}:{name}{array.shape}{array.dtype.str}".encode())
         digest.update(array.data)
     return digest.hexdigest()

@@ -7,10 +7,12 @@ alike.
 """
 
 import difflib
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -21,10 +23,19 @@ from pydantic import (
 )
 
 # Limits of a plan. They bound what a node can be asked to compute, and keep integers exact in canonical JSON (2^53).
-LARGEST_SEED = 2**53 - 1
+LARGEST_INTEGER = 2**53 - 1
 MOST_ROUNDS = 100_000
 MOST_STEPS = 100_000
 MOST_NODES = 100_000
+MOST_OPTIONS = 64
+LONGEST_OPTION = 256  # characters
+
+# Limits of a claim, so that no plan can keep an accountant busy for hours. Outside these it is a mistake: with less
+# noise epsilon is in the hundreds, with more the model is pure noise; an epsilon above the largest protects nobody.
+SMALLEST_NOISE, LARGEST_NOISE = 0.05, 1e6
+LARGEST_EPSILON = 100.0
+SMALLEST_DELTA = 1e-12  # the accountant cuts tails of 1e-15: near them its epsilon is loose, below them infinite
+MOST_NOISY_STEPS = 1_000_000  # of one node; their accounting takes a few seconds
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 # The entry points under which tasks are installed: a plan names one of them.
@@ -47,7 +58,28 @@ Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[StrictFloat, Field(gt=0, le=1)]
 Momentum = Annotated[StrictFloat, Field(ge=0, lt=1)]
-OptionValue = StrictBool | StrictInt | StrictFloat | StrictStr
+NoiseMultiplier = Annotated[StrictFloat, Field(ge=SMALLEST_NOISE, le=LARGEST_NOISE)]
+Epsilon = Annotated[StrictFloat, Field(gt=0, le=LARGEST_EPSILON)]
+
+
+def _option(value: object) -> object:
+    """A flag, a number or a short text. Whole numbers become integers: canonical JSON does not tell 1.0 from 1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str) and len(value) <= LONGEST_OPTION and value.isprintable():
+        return value
+    if isinstance(value, bool | int) and abs(value) <= LARGEST_INTEGER:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise ValueError(
+        f"an option is true or false, a number of at most {LARGEST_INTEGER}, "
+        f"or one line of at most {LONGEST_OPTION} characters"
+    )
+
+
+OptionName = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+OptionValue = Annotated[StrictBool | StrictInt | StrictFloat | StrictStr, BeforeValidator(_option)]
 
 
 class Section(BaseModel):
@@ -64,7 +96,7 @@ class RunSection(Section):
     name: Name
     task: Name
     dataset: Name | None = None
-    seed: Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)] = 0
+    seed: Annotated[StrictInt, Field(ge=0, le=LARGEST_INTEGER)] = 0
     rounds: Annotated[StrictInt, Field(ge=1, le=MOST_ROUNDS)]
     spare_rounds: Annotated[StrictInt, Field(ge=0, le=MOST_ROUNDS)] = 0
 
@@ -127,9 +159,9 @@ class PrivacySection(Section):
 
     unit: Literal["record", "group", "node", "none"]
     mechanism: Literal["local", "distributed", "central"] | None = None
-    epsilon: Positive | None = None
-    noise_multiplier: Positive | None = None
-    delta: Annotated[StrictFloat, Field(gt=0, lt=1)] | None = None
+    epsilon: Epsilon | None = None
+    noise_multiplier: NoiseMultiplier | None = None
+    delta: Annotated[StrictFloat, Field(ge=SMALLEST_DELTA, lt=1)] | None = None
     clip_norm: Positive | None = None
     sampling_rate: Share
 
@@ -144,7 +176,7 @@ class EvaluationSection(Section):
 
     every: Annotated[StrictInt, Field(ge=1, le=MOST_ROUNDS)] = 1
     metrics: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16, strict=False)] = ("accuracy",)
-    noise_multiplier: Positive | None = None
+    noise_multiplier: NoiseMultiplier | None = None
 
 
 class SimulationSection(Section):
@@ -167,7 +199,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     run: RunSection
-    model: dict[str, OptionValue] = {}
+    model: Annotated[dict[OptionName, OptionValue], Field(max_length=MOST_OPTIONS)] = {}
     aggregation: AggregationSection = AggregationSection()
     training: TrainingSection
     privacy: PrivacySection
@@ -176,13 +208,15 @@ class Plan(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_meant(self) -> Self:
-        for problem in (
+        problems = [
             *_strategy_problems(self.aggregation),
+            *_training_problems(self),
             *_privacy_problems(self.privacy),
             *_evaluation_problems(self),
             *_partition_problems(self.simulation),
-        ):
-            raise ValueError(problem)
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     @property
@@ -222,6 +256,16 @@ def _strategy_problems(aggregation: AggregationSection) -> list[str]:
         *(f"aggregation.{key.replace('_', '-')}: strategy {name!r} does not read it" for key in unread),
         *(f"aggregation.{key.replace('_', '-')}: missing; strategy {name!r} needs it" for key in missing),
     ]
+
+
+def _training_problems(plan: Plan) -> list[str]:
+    problems, training = [], plan.training
+    if training.optimizer == "adam" and training.momentum:
+        problems.append("training.momentum: optimizer 'adam' does not read it")
+    steps = plan.attempts_charged * training.local_steps
+    if plan.privacy.is_private and steps > MOST_NOISY_STEPS:
+        problems.append(f"training.local-steps: {steps} noisy steps at a node, accounted for are {MOST_NOISY_STEPS}")
+    return problems
 
 
 def _privacy_problems(privacy: PrivacySection) -> list[str]:

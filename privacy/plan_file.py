@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import reprlib
 import tomllib
 import types
 import typing
@@ -19,7 +20,9 @@ from .plan import Plan
 PLAN_BYTES = 64 * 1024
 
 Table = dict[str, object]
+_SET = "mend what --set says; privet plan new PLAN writes a plan with every key explained"
 _CHECK = "mend the plan, then: privet plan check {}"
+_SHORT = reprlib.Repr()  # of what was given, so that a message stays a line
 
 
 def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
@@ -32,10 +35,10 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
 
 def parse_plan(text: str, origin: str, overrides: Sequence[str] = ()) -> Plan:
     """The plan in TOML `text`; `origin` names it in messages."""
-    remedy = _CHECK.format(origin)
+    remedy = _CHECK.format(origin) if not overrides else _SET
     try:
         table: Table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits, and of deep nesting
         raise PlanError([f"{origin}: not TOML: {error}"], remedy) from None
     overridden = [_override(table, assignment) for assignment in overrides]
     try:
@@ -43,7 +46,7 @@ def parse_plan(text: str, origin: str, overrides: Sequence[str] = ()) -> Plan:
     except ValidationError as error:
         # Unknown names first: a misspelt section is also a missing one, and its own line says more.
         found = sorted(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
-        problems = [_problem(details, text, origin, overridden) for details in found]
+        problems = [_problem(details, text, origin, overridden) for each in found for details in _split(each)]
         raise PlanError(problems, remedy) from None
 
 
@@ -88,9 +91,15 @@ def _override(table: Table, assignment: str) -> str:
 def _toml_value(text: str) -> object:
     """What TOML reads, and plain text where it reads nothing: `--set run.task=digits` needs no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    return table["value"] if len(table) == 1 else text
+
+
+def _split(details: ErrorDetails) -> Iterable[ErrorDetails]:
+    """The rules between keys are told in one error, a line each."""
+    return [typing.cast(ErrorDetails, {**details, "msg": line}) for line in details["msg"].splitlines()]
 
 
 def _problem(details: ErrorDetails, text: str, origin: str, overridden: Iterable[str]) -> str:
@@ -105,7 +114,7 @@ def _problem(details: ErrorDetails, text: str, origin: str, overridden: Iterable
     elif details["type"] == "missing":
         message = "missing"
     else:
-        message = f"{message[0].lower()}{message[1:]}, got {details['input']!r}"
+        message = f"{message[0].lower()}{message[1:]}, got {_SHORT.repr(details['input'])}"
     key = ".".join(location[:2])
     where = "--set" if key in overridden else f"{origin}{_line_of(location, text)}"
     return f"{where}: {key}: {message}"
@@ -135,7 +144,7 @@ def _line_of(location: tuple[str, ...], text: str) -> str:
     """`:line` of a key, or of its section where the key is missing; nothing where neither is written out."""
     section, key = location[0], location[1] if len(location) > 1 else None
     inside, found = False, ""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
         if header:
             inside = header.group(1).strip('"') == section

@@ -15,11 +15,11 @@ from typing import Self
 import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
 
-from .budget.accounting import epsilon_of, rounded_up
+from .budget.accounting import epsilon_of, rounded_up, shown
 from .budget.calibration import calibrated_noise
 from .budget.charge import charged_events, evaluation_events
-from .errors import UsageError
-from .plan import Name, Plan, Positive
+from .errors import PlanError, UsageError
+from .plan import LARGEST_EPSILON, Epsilon, Name, NoiseMultiplier, Plan
 
 FORMAT = 1
 # A submission is a page of text; a larger one is refused before it is parsed.
@@ -32,8 +32,8 @@ class Claim(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    epsilon: Positive
-    noise_multiplier: Positive
+    epsilon: Epsilon
+    noise_multiplier: NoiseMultiplier
 
 
 class _Body(BaseModel):
@@ -54,6 +54,10 @@ class _Body(BaseModel):
             raise ValueError("a claim is made exactly when the plan has a unit")
         if self.plan.simulation is not None:
             raise ValueError("[simulation] is read by the simulator alone")
+        if self.plan != _with_defaults(self.plan):
+            raise ValueError("its plan is not resolved: a default is left open")
+        if self.claim is not None and not _is_of(self.claim, self.plan):
+            raise ValueError("the claim is another than the plan's")
         if not timedelta(0) < _time(self.expires) - _time(self.not_before) <= LONGEST_VALIDITY:
             raise ValueError("it must expire after it begins, and within a year")
         return self
@@ -107,8 +111,10 @@ class Submission:
             raise _malformed(f"{len(content)} bytes, allowed are {SUBMISSION_BYTES}")
         try:
             submission = cls(_Body.model_validate(json.loads(content)))
-        except (ValidationError, ValueError, RecursionError) as error:
-            raise _malformed(str(error).splitlines()[0]) from None
+        except ValidationError as error:
+            raise _malformed(_first_problem(error)) from None
+        except (ValueError, RecursionError) as error:
+            raise _malformed(f"not JSON: {error}") from None
         if submission.canonical != content:  # one meaning, one hash: no second spelling is accepted
             raise _malformed("its bytes are not canonical (RFC 8785)")
         return submission
@@ -125,9 +131,9 @@ def resolve(
 ) -> Submission:
     """The plan as a submission: the noise calibrated once (or the epsilon computed), every default filled in.
 
-    Raises PlanError when no noise can reach the epsilon asked for.
+    Raises PlanError when no noise can reach the epsilon asked for, or the noise given leaves none worth a claim.
     """
-    resolved, claim = _resolved(plan)
+    claim = claim_of(plan)
     return Submission(
         _Body(
             format=FORMAT,
@@ -137,27 +143,42 @@ def resolve(
             not_before=_text(now),
             expires=_text(now + validity),
             claim=claim,
-            plan=resolved,
+            plan=_with_defaults(plan),
         )
     )
 
 
-def _resolved(plan: Plan) -> tuple[Plan, Claim | None]:
+def _with_defaults(plan: Plan) -> Plan:
+    """The plan with the defaults written out that follow from other keys, and without `[simulation]`."""
     defaults = {"run": plan.run.model_copy(update={"dataset": plan.dataset}), "simulation": None}
     if not plan.privacy.is_private:
-        return plan.model_copy(update=defaults), None
+        return plan.model_copy(update=defaults)
     privacy = plan.privacy.model_copy(update={"mechanism": plan.privacy.mechanism or "local"})
-    return plan.model_copy(update=defaults | {"privacy": privacy}), claim_of(plan)
+    return plan.model_copy(update=defaults | {"privacy": privacy})
+
+
+def _is_of(claim: Claim, plan: Plan) -> bool:
+    """Whether the claim repeats what the plan gives, be it the epsilon or the noise."""
+    asked = plan.privacy
+    return claim.epsilon == asked.epsilon if asked.epsilon else claim.noise_multiplier == asked.noise_multiplier
 
 
 def claim_of(plan: Plan) -> Claim | None:
-    """What the plan promises: its epsilon and the noise that keeps it, or its noise and the epsilon that follows."""
+    """What the plan promises: its epsilon and the noise that keeps it, or its noise and the epsilon that follows.
+
+    Raises PlanError when no noise can reach the epsilon, or the noise gives none that is worth a claim.
+    """
     privacy = plan.privacy
     if not privacy.is_private or privacy.delta is None:
         return None
     if privacy.noise_multiplier is not None:
-        epsilon = float(rounded_up(epsilon_of(charged_events(plan, privacy.noise_multiplier), privacy.delta)))
-        return Claim(epsilon=epsilon, noise_multiplier=privacy.noise_multiplier)
+        epsilon = epsilon_of(charged_events(plan, privacy.noise_multiplier), privacy.delta)
+        if epsilon > LARGEST_EPSILON:
+            raise PlanError(
+                [f"noise-multiplier {privacy.noise_multiplier:g} costs epsilon {shown(epsilon)}, more than any claim"],
+                "raise noise-multiplier (of privacy or evaluation), or claim nothing with unit 'none'",
+            )
+        return Claim(epsilon=float(rounded_up(epsilon)), noise_multiplier=privacy.noise_multiplier)
     assert privacy.epsilon is not None, "a validated plan has exactly one of the two"
     steps = plan.attempts_charged * plan.training.local_steps
     others = evaluation_events(plan, plan.evaluations_charged)
@@ -170,7 +191,16 @@ def _text(moment: datetime) -> str:
 
 
 def _time(text: str) -> datetime:
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    if _text(moment) != text:  # strptime also reads 2026-1-1, and digits of other scripts
+        raise ValueError("a time is spelled YYYY-MM-DDThh:mm:ssZ")
+    return moment
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ").partition("\n")[0]
+    return ": ".join([*filter(None, [".".join(str(part) for part in first["loc"])]), message])
 
 
 def _malformed(why: str) -> UsageError:

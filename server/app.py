@@ -45,7 +45,7 @@ def main(grid: Grid, context: Context) -> None:
         wait_for_nodes(grid, plan.aggregation.min_nodes)  # before anything is written
         submission = _begun_or_resumed(plan, folder)
         checkpoints = folder.checkpoints(submission)
-        state = Federation(submission, grid, checkpoints, _log_round, config.request_seconds).run()
+        state = Federation(submission, grid, checkpoints, _log_round, timeout=config.request_seconds).run()
         folder.write_model(submission, state)
         _write_outcome(folder, submission, state)
     except PrivetError as error:
@@ -61,16 +61,16 @@ def wait_for_nodes(grid: Grid, least: int, patience: float = NODES_SECONDS) -> N
     """
     pause, began = threading.Event(), time.monotonic()
     count, since = 0, began
-    while count < least or time.monotonic() - since < _SETTLED_SECONDS:
-        if time.monotonic() - began > patience:
-            raise FederationError(
-                f"{count} nodes after {patience:g} s, the plan needs {least}",
-                "raise num-supernodes in --federation-config, or lower aggregation.min-nodes",
-            )
+    while (count < least or time.monotonic() - since < _SETTLED_SECONDS) and time.monotonic() - began < patience:
         pause.wait(_LOOK_SECONDS)
         found = len(list(grid.get_node_ids()))
         if found != count:
             count, since = found, time.monotonic()
+    if count < least:
+        raise FederationError(
+            f"{count} nodes after {patience:g} s, the plan needs {least}",
+            "raise num-supernodes in --federation-config, or lower aggregation.min-nodes",
+        )
 
 
 def _begun_or_resumed(plan: Plan, folder: RunFolder) -> Submission:

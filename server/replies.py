@@ -51,7 +51,7 @@ def member_of(reply: Message) -> Member | None:
     if not isinstance(config, ConfigRecord):
         return None
     name, size = config.get(words.NAME), config.get(words.DECLARED_SIZE)
-    if not isinstance(name, str) or not re.match(NAME_PATTERN, name):
+    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
         return None
     if type(size) is not int or not 1 <= size <= LARGEST_DECLARED_SIZE:
         return None

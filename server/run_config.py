@@ -8,12 +8,13 @@ from typing import Self
 from ..privacy.errors import UsageError
 
 Value = bool | float | int | str
-REQUEST_SECONDS = 600.0
+# Flower waits for all answers of a round together, however few processes share its nodes.
+REQUEST_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """`plan`: a TOML file. `out`: the run's folder. `request_seconds`: how long an answer may take."""
+    """`plan`: a TOML file. `out`: the run's folder. `request_seconds`: how long a round's answers may take."""
 
     plan: Path
     out: Path

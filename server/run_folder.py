@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import save
 
 from ..privacy.errors import CheckpointError
@@ -62,4 +63,5 @@ class RunFolder:
             "submission": submission.hash,
             "rounds": str(state.round),
         }
-        self.model.write_bytes(save(dict(state.model), metadata=facts))
+        arrays = {name: np.asarray(array, order="C") for name, array in state.model.items()}  # save writes memory
+        self.model.write_bytes(save(arrays, metadata=facts))

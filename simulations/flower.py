@@ -16,7 +16,7 @@ from ..client.tasks.registry import load_task
 from ..privacy.errors import UsageError
 from ..server.run_config import RunConfig
 from ..server.run_folder import RunFolder
-from .nodes import Bench, simulated_node
+from .nodes import Bench, NodeFolders, simulated_node
 from .world import World
 
 
@@ -27,8 +27,8 @@ class RunNodes:
         # Small models on two threads are several times slower than on one, and Flower runs a process for each core.
         torch.set_num_threads(1)
         plan, submission = folder.read()  # as it was begun: a plan's file may have been changed since
-        self._folder = folder
-        self._dataset = submission.plan.dataset
+        self._folders = NodeFolders(folder.root / "ledgers", folder.root / "answers")
+        self._plan = submission.plan
         self._world = World.of(plan, load_task(plan.run.task))
         # Ray shows a process the GPUs that were asked for it, and no others.
         self._bench = Bench(self._world.task, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -44,7 +44,7 @@ class RunNodes:
             )
         name = names[partition]
         if name not in self._nodes:
-            self._nodes[name] = simulated_node(self._world, name, self._dataset, self._folder.root, self._bench)
+            self._nodes[name] = simulated_node(self._world, name, self._plan, self._folders, self._bench)
         return self._nodes[name]
 
 
@@ -56,11 +56,11 @@ def node_of(context: Context) -> Node:
             "this ClientApp simulates nodes, and Flower gives no partition-id and num-partitions",
             "run it on Flower's simulation runtime: examples/flower-app",
         )
-    return _run_nodes(RunConfig.of(context.run_config).out).node(partition, partitions)
+    return run_nodes(RunConfig.of(context.run_config).out).node(partition, partitions)
 
 
 @lru_cache(maxsize=1)
-def _run_nodes(out: Path) -> RunNodes:
+def run_nodes(out: Path) -> RunNodes:
     """Loaded once a process: a memory, not a state, as all that it holds can be read again."""
     return RunNodes(RunFolder(out))
 

@@ -86,7 +86,11 @@ def print_summary(result: Mapping[str, Any], root: Path, console: Console) -> No
 
 def _table(result: Mapping[str, Any]) -> Table:
     is_claim = result["epsilon"] is not None
-    caption = f"charged and executed: epsilon at delta {result['delta']:g}, unit {result['unit']}, {result['relation']}" if is_claim else None
+    caption = (
+        f"charged and executed: epsilon at delta {result['delta']:g}, unit {result['unit']}, {result['relation']}"
+        if is_claim
+        else None
+    )
     table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
     for name in (
         "institution",

@@ -7,6 +7,9 @@ from ...privacy.errors import TaskError
 from ...privacy.plan import TASK_GROUP
 from .protocol import Task
 
+_PARTS = ("name", "version", "options", "facts", "model", "loss", "metrics", "load", "shipped")
+_ONE = "uninstall all packages but one of those that bring it"
+
 
 def installed_tasks() -> dict[str, EntryPoint]:
     """The entry points by name, in alphabetical order; nothing is imported."""
@@ -16,6 +19,9 @@ def installed_tasks() -> dict[str, EntryPoint]:
 def load_task(name: str) -> Task:
     """The installed task of that name; raise TaskError when there is none, or when it fails to load."""
     points = installed_tasks()
+    offered = {point.value for point in entry_points(group=TASK_GROUP, name=name)}
+    if len(offered) > 1:  # the policy that allows a name must know which code that is
+        raise TaskError(f"task {name!r} is brought by more than one package: {', '.join(sorted(offered))}", _ONE)
     if name not in points:
         nearest = difflib.get_close_matches(name, points, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"installed: {', '.join(points) or 'none'}"
@@ -27,7 +33,7 @@ def load_task(name: str) -> Task:
             f"task {name!r} does not load: {type(error).__name__}: {error}",
             "mend or reinstall the package that brings it",
         ) from error
-    missing = [part for part in ("facts", "model", "loss", "metrics", "load", "shipped") if not hasattr(task, part)]
+    missing = [part for part in _PARTS if not hasattr(task, part)]
     if missing or getattr(task, "name", None) != name:
         raise TaskError(
             f"{points[name].value} is not the task {name!r}: {', '.join(missing) or 'it has another name'}",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .protocol import Facts, Options, Partition, Records, Source, Task
-from .table import LABELS, read_table, scaled
+from .table import LABELS, numbered_columns, read_table, scaled
 
 _RANGE = (-4.0, 4.0)
 _SCALE = (-1.0, 1.0)
@@ -57,8 +57,7 @@ class Synthetic(Task):
         """A partition, or a CSV; of a CSV the columns x_0 … are as many as it has."""
         if isinstance(source, Partition):
             return source.load()
-        with source.open(encoding="utf-8") as file:
-            columns = [name for name in file.readline().strip().split(",") if name.startswith("x_")]
+        columns = numbered_columns(source, "x_")
         inputs, labels = read_table(source, columns, classes=LABELS)
         return Records(scaled(inputs, [_RANGE] * len(columns), _SCALE), labels)
 

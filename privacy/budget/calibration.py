@@ -2,66 +2,102 @@
 
 import math
 from collections.abc import Callable
-
-from scipy import optimize
+from decimal import Decimal
+from statistics import NormalDist
 
 from ..errors import PlanError
-from .accounting import epsilon_of, epsilon_upper_bound
+from ..plan import LARGEST_NOISE, SMALLEST_NOISE
+from .accounting import epsilon_of, rounded_up
 from .events import Events, SampledGaussian
 
-# A calibrated multiplier is a multiple of this, rounded up: a short public number that every party reads alike.
+# A calibrated multiplier is a multiple of this: a short public number that every party reads alike.
 NOISE_STEP = 1e-4
-# Outside these a plan is a mistake: below, epsilon is in the hundreds; above, the model is pure noise.
-SMALLEST_NOISE, LARGEST_NOISE = 0.05, 1e6
+_FEWEST, _MOST = round(SMALLEST_NOISE / NOISE_STEP), round(LARGEST_NOISE / NOISE_STEP)
+_NORMAL = NormalDist()
 
 
 def calibrated_noise(epsilon: float, delta: float, sampling_rate: float, steps: int, others: Events = ()) -> float:
-    """The smallest noise multiplier with which `steps` sampled Gaussians, and `others`, cost at most `epsilon`.
+    """The least noise multiplier with which `steps` sampled Gaussians, and `others`, cost at most `epsilon`.
 
-    `epsilon` is by PLD at `delta`, add-or-remove-one, per PrivacyUnit. The answer is a multiple of `NOISE_STEP`, and
-    the epsilon of what it gives is verified to be at most the target before it is returned.
+    `epsilon` is by PLD at `delta`, add-or-remove-one, per PrivacyUnit. The answer is a multiple of `NOISE_STEP` of at
+    least `SMALLEST_NOISE`. What it costs is charged rounded up, so that is what is held against the target: the answer
+    keeps it, and one `NOISE_STEP` less does not (at deltas near 1e-12 the grid is rough, and a smaller one may again).
 
     Raises PlanError when `others` alone cost too much, or when no sensible noise reaches the target.
 
     >>> calibrated_noise(3.0, 1e-5, sampling_rate=0.2, steps=110)
     3.1087
     """
-    if others and epsilon_of(others, delta) >= epsilon:
-        alone = epsilon_of(others, delta)
+    target = Decimal(repr(epsilon))
+    alone = epsilon_of(others, delta)
+    if others and rounded_up(alone) >= target:
         raise PlanError(
             [f"evaluation alone costs epsilon {alone:.3f} at delta {delta}, of {epsilon} asked for"],
             "raise evaluation.noise-multiplier or evaluation.every, or ask for a larger epsilon",
         )
 
-    def cost(noise: float, accountant: Callable[[Events, float], float] = epsilon_of) -> float:
-        return accountant((SampledGaussian(noise, sampling_rate, steps), *others), delta)
+    def cost(multiple: int) -> float:
+        return epsilon_of((SampledGaussian(_noise(multiple), sampling_rate, steps), *others), delta)
 
-    if cost(LARGEST_NOISE, epsilon_upper_bound) > epsilon:
+    near = _nearer(cost, epsilon, _guess(epsilon, delta, sampling_rate, steps, others))
+    least = _least(lambda multiple: rounded_up(cost(multiple)) <= target, near)
+    if least is None:
         raise PlanError(
-            [f"no noise below {LARGEST_NOISE:g} clip norms reaches epsilon {epsilon} at delta {delta}"],
-            "ask for a larger epsilon or delta",
+            [f"no noise up to {LARGEST_NOISE:g} clip norms is shown to reach epsilon {epsilon} at delta {delta}"],
+            "ask for a larger epsilon or delta, or for fewer steps",
         )
-    # RDP is cheap and close: PLD needs a little less noise, or (for tiny epsilons, by its grid) a little more.
-    guess = _root(lambda noise: cost(noise, epsilon_upper_bound) - epsilon, SMALLEST_NOISE, LARGEST_NOISE, 1e-2)
-    low, high = 0.8 * guess, guess
-    while low > SMALLEST_NOISE and cost(low) <= epsilon:
-        low, high = 0.8 * low, low
-    while cost(high) > epsilon:
-        low, high = high, 1.1 * high
-    noise = _on_grid(_root(lambda noise: cost(noise) - epsilon, low, high, 1e-5) if cost(low) > epsilon else low)
-    while cost(noise) > epsilon:
-        noise = _on_grid(noise + NOISE_STEP)
-    return noise
+    return _noise(least)
 
 
-def _on_grid(noise: float) -> float:
-    """The least multiple of NOISE_STEP that is not below `noise`, but for rounding in the last place."""
-    return round(math.ceil(noise / NOISE_STEP - 1e-6) * NOISE_STEP, 4)
+def _noise(multiple: int) -> float:
+    return round(multiple * NOISE_STEP, 4)
 
 
-def _root(gap: Callable[[float], float], low: float, high: float, tolerance: float) -> float:
-    """Where a falling function crosses zero, searched in log space (Brent's method)."""
-    if gap(low) <= 0:
-        return low
-    root = optimize.brentq(lambda x: gap(math.exp(x)), math.log(low), math.log(high), xtol=1e-12, rtol=tolerance)
-    return float(math.exp(root))
+def _least(is_enough: Callable[[int], bool], near: int) -> int | None:
+    """The least multiple that is enough, searched in growing steps from a guess and then by halves; None for none."""
+    step, low, high = 1, near, near
+    while not is_enough(high):
+        if high == _MOST:
+            return None
+        low, high, step = high, min(_MOST, high + step), 2 * step
+    while low == high or is_enough(low):
+        if low == _FEWEST:
+            return low
+        high, low, step = low, max(_FEWEST, low - step), 2 * step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
+
+
+def _nearer(cost: Callable[[int], float], epsilon: float, guess: int) -> int:
+    """Where the cost is about `epsilon`: two secants in log space, as each look at the cost takes a while."""
+    first, second = guess, guess + max(1, guess // 64)
+    for _ in range(2):
+        before, now = cost(first), cost(second)
+        if not (0 < now < before < math.inf):
+            break
+        leap = math.log(epsilon / now) / math.log(now / before) * math.log(second / first)
+        first, second = second, _within(second * math.exp(min(max(leap, -1), 1)))
+    return second
+
+
+def _within(multiple: float) -> int:
+    return round(min(max(multiple, _FEWEST), _MOST))
+
+
+def _guess(epsilon: float, delta: float, sampling_rate: float, steps: int, others: Events) -> int:
+    """By the central limit theorem (Bu et al. 2020, Deep Learning with Gaussian Differential Privacy): only a start."""
+    low, high = 1e-9, 1e3
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _gaussian_delta(epsilon, middle) <= delta else (low, middle)
+    left = max(low**2 - sum(event.count / event.noise_multiplier**2 for event in others), 0.01 * low**2)
+    noise = 1 / math.sqrt(math.log1p(left / (sampling_rate**2 * steps)))
+    return _within(noise / NOISE_STEP)
+
+
+def _gaussian_delta(epsilon: float, mu: float) -> float:
+    """Delta of a Gaussian mechanism with sensitivity `mu` and noise 1 (Balle and Wang 2018, theorem 8)."""
+    outside = _NORMAL.cdf(-mu / 2 - epsilon / mu)
+    return _NORMAL.cdf(mu / 2 - epsilon / mu) - (math.exp(min(epsilon, 700)) * outside if outside else 0.0)

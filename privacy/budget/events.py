@@ -6,7 +6,7 @@ most the clip norm, so that noise of standard deviation `noise_multiplier * clip
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 RELATION = "add-or-remove-one"
 
@@ -52,8 +52,3 @@ def merged(events: Iterable[SampledGaussian]) -> Events:
         key = (event.noise_multiplier, event.sampling_rate)
         counts[key] = counts.get(key, 0) + event.count
     return tuple(SampledGaussian(sigma, rate, n) for (sigma, rate), n in sorted(counts.items()) if n)
-
-
-def scaled(event: SampledGaussian, times: int) -> SampledGaussian:
-    """The event carried out `times` times."""
-    return replace(event, count=event.count * times)

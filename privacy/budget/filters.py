@@ -20,9 +20,7 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Literal
 
-import dp_accounting
-from dp_accounting.rdp import RdpAccountant
-
+from .accounting import renyi_divergences
 from .events import Events
 
 FilterName = Literal["additive", "renyi"]
@@ -30,14 +28,13 @@ FilterName = Literal["additive", "renyi"]
 # Integer orders that an account may be opened at: with Poisson sampling fractional ones can be infinite.
 ALPHAS = tuple(range(2, 129))
 _PLACES = Decimal("0.000000001")
-_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
 def renyi_cost(events: Events, alpha: int) -> Decimal:
     """The Renyi divergence of order `alpha` of all events together, rounded up; infinite where it is not finite."""
     if not events:
         return Decimal(0)
-    return _rounded_up(_divergences(events, (alpha,))[0])
+    return _rounded_up(renyi_divergences(events, (alpha,))[0])
 
 
 def renyi_limit(epsilon: Decimal, delta: Decimal, alpha: int) -> Decimal:
@@ -62,21 +59,12 @@ def renyi_epsilon(spent: Decimal, delta: Decimal, alpha: int) -> Decimal:
 
 def best_alpha(events: Events, epsilon: Decimal, delta: Decimal) -> int:
     """The order at which an account of (epsilon, delta) admits most plans like `events`; the smallest of equals."""
-    costs = _divergences(events, ALPHAS)
+    costs = renyi_divergences(events, ALPHAS)
 
     def plans_admitted(place: int) -> float:
         return float(renyi_limit(epsilon, delta, ALPHAS[place])) / max(costs[place], 1e-12)
 
     return ALPHAS[max(range(len(ALPHAS)), key=lambda place: (plans_admitted(place), -place))]
-
-
-def _divergences(events: Events, alphas: tuple[int, ...]) -> list[float]:
-    accountant = RdpAccountant(orders=list(alphas), neighboring_relation=_RELATION)
-    for event in events:
-        gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
-        sampled = dp_accounting.PoissonSampledDpEvent(event.sampling_rate, gaussian)
-        accountant.compose(gaussian if event.sampling_rate == 1 else sampled, event.count)
-    return [float(divergence) for divergence in accountant.rdp]
 
 
 def _rounded_up(value: float) -> Decimal:

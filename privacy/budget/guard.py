@@ -208,7 +208,7 @@ class Guard:
         if not is_ours and (head.sequence, head.hash) not in self._accounts.catch_up().recovered_heads:
             raise RefusedError(
                 Refusal.LEDGER_BEHIND,
-                f"the server witnessed entry {head.sequence}, which this ledger lacks: it was put back to an older copy",
+                f"the server witnessed entry {head.sequence}, which this ledger lacks: it is an older copy",
                 "privet budget recover, with the witness that the server holds",
             )
 

@@ -5,6 +5,7 @@ another.
 """
 
 import os
+import secrets
 from pathlib import Path
 from typing import Self
 
@@ -75,14 +76,18 @@ class SigningKey:
         )
         pem = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(pem)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(partial, path)  # whole or not at all, and never over another
         except FileExistsError:  # another process made it a moment ago
             return cls._load(path, passphrase)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
+        finally:
+            partial.unlink()
         return cls(private)
 
 

@@ -47,7 +47,14 @@ CREATE TABLE IF NOT EXISTS snapshots (
     sequence INTEGER PRIMARY KEY, hash TEXT NOT NULL, state TEXT NOT NULL, signature TEXT NOT NULL) STRICT;
 CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER IF NOT EXISTS no_replace BEFORE INSERT ON entries WHEN EXISTS
+    (SELECT 1 FROM entries WHERE sequence >= NEW.sequence OR hash = NEW.hash)
+    BEGIN SELECT RAISE(ABORT, 'append-only'); END;  -- INSERT OR REPLACE fires no delete trigger
 """
+
+
+_READ = "SELECT sequence, time, kind, body, previous, hash, signature FROM entries "
+_MOST_TRIES = 100  # of turning the write-ahead log on, each after another process has let go
 
 
 def system_clock() -> datetime:
@@ -81,8 +88,10 @@ class Entry:
 
     def is_whole(self, sequence: int, previous: str, public: str) -> bool:
         """Whether it is the entry that belongs here, unchanged, and signed by the holder of the key."""
+        columns = (self.time, self.kind, self.body, self.previous, self.hash, self.signature)
         return (
-            self.sequence == sequence
+            all(isinstance(column, str) for column in columns)
+            and self.sequence == sequence
             and self.previous == previous
             and self.hash == self.expected_hash()
             and is_signed(public, ENTRY, bytes.fromhex(self.hash), self.signature)
@@ -104,36 +113,34 @@ class Ledger:
 
         Raises LedgerError when it is not a ledger, of a newer format, or of another purpose, owner or key.
         """
-        connection = connected(path)
+        ledger = cls(path, connected(path), key, clock)
         try:
-            connection.executescript(_SCHEMA)
-            connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[purpose]}")
-        except sqlite3.Error as error:
-            connection.close()
-            raise LedgerError(f"{path}: not a ledger that can be written: {error}", RESTORE) from None
-        ledger = cls(path, connection, key, clock)
-        try:
+            ledger._prepare(purpose)
             with ledger.transaction():
                 if ledger.head() is None:
                     opening = {"format": FORMAT, "purpose": purpose, "owner": owner, "public_key": key.public}
                     ledger.append("opened", opening)
             ledger._check_opening(purpose, owner)
         except BaseException:
-            connection.close()
+            ledger.close()
             raise
         return ledger
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything inside is one durable step, and no other process writes meanwhile."""
+        """Everything inside is one durable step, and no other process writes meanwhile.
+
+        Raises LedgerError when the file cannot be written (a full disk, a lock that is not let go); nothing was then.
+        """
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # SQLite has ended it already where the disk is full
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: cannot be written: {error}", _ROOM) from None
 
@@ -157,21 +164,24 @@ class Ledger:
 
     def head(self) -> Entry | None:
         """The newest entry."""
-        row = self._connection.execute("SELECT * FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
+        row = self._connection.execute(_READ + "ORDER BY sequence DESC LIMIT 1").fetchone()
         return Entry(*row) if row else None
 
     def entry(self, sequence: int) -> Entry | None:
         """The entry of that number."""
-        row = self._connection.execute("SELECT * FROM entries WHERE sequence = ?", (sequence,)).fetchone()
+        row = self._connection.execute(_READ + "WHERE sequence = ?", (sequence,)).fetchone()
         return Entry(*row) if row else None
 
     def entries(self, after: int = 0) -> Iterator[Entry]:
         """All entries in order, or those that follow a sequence number."""
-        for row in self._connection.execute("SELECT * FROM entries WHERE sequence > ? ORDER BY sequence", (after,)):
-            yield Entry(*row)
+        try:
+            for row in self._connection.execute(_READ + "WHERE sequence > ? ORDER BY sequence", (after,)):
+                yield Entry(*row)
+        except sqlite3.Error as error:
+            raise LedgerError(f"{self.path}: cannot be read: {error}", RESTORE) from None
 
     def verified(self, after: int = 0, previous: str = GENESIS) -> Iterator[Entry]:
-        """The entries that follow number `after` and hash `previous`; raise LedgerError naming the first that is wrong."""
+        """The entries after a number and its hash; raise LedgerError naming the first that is wrong."""
         for sequence, entry in enumerate(self.entries(after), start=after + 1):
             if not entry.is_whole(sequence, previous, self.key.public):
                 raise LedgerError(f"{self.path}: entry {sequence} is not what this institution wrote", RESTORE)
@@ -204,6 +214,31 @@ class Ledger:
         """Let go of the file; the last to do so folds the write-ahead log into it, so that one file is the ledger."""
         self._connection.close()
 
+    def _prepare(self, purpose: Purpose) -> None:
+        """Begin the file, or find in it the columns that were begun; another program's database is left as it is."""
+        try:
+            tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+            if tables and "entries" not in tables:
+                raise sqlite3.DatabaseError("it belongs to another program")
+            self._write_ahead()
+            self._connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[purpose]}")
+            self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            self._connection.execute(_READ + "LIMIT 1")
+        except sqlite3.Error as error:
+            raise LedgerError(f"{self.path}: not a ledger that can be opened: {error}", RESTORE) from None
+
+    def _write_ahead(self) -> None:
+        """Turn the write-ahead log on. Where others open the file too, SQLite says `locked` at once instead of waiting:
+        so wait for their lock as a writer does, and ask again.
+        """
+        for _ in range(_MOST_TRIES):
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                self._connection.executescript("BEGIN IMMEDIATE; ROLLBACK;")
+        raise sqlite3.OperationalError("database is locked")
+
     def _check_opening(self, purpose: Purpose, owner: str) -> None:
         opening = self.entry(1)
         content = opening.content if opening and opening.kind == "opened" else {}
@@ -226,10 +261,7 @@ def connected(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     try:
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, timeout=_LOCK_SECONDS, isolation_level=None)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            return connection
+            return sqlite3.connect(path, timeout=_LOCK_SECONDS, isolation_level=None)
         if not path.is_file():
             raise LedgerError(f"{path}: no such file", "give the ledger's file")
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)

@@ -6,6 +6,7 @@ Reading copies nothing: the arrays are read-only views of the record's own bytes
 
 import io
 import math
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,10 +14,17 @@ from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord
 
 from ..errors import Refusal, RefusedError
-from ..parameters import MOST_ARRAYS, Array, Parameters
+from ..parameters import MOST_ARRAYS, MOST_VALUES, Array, Parameters
 
 _STYPE = "numpy.ndarray"
 _MOST_DIMENSIONS = 8
+# The header as numpy writes it for plain float32, and no other: numpy's own reader parses Python literals, takes
+# negative lengths and fails in a dozen ways.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00.."
+    rb"\{'descr': '<f4', 'fortran_order': False, 'shape': \((|\d{1,10},|\d{1,10}(?:, \d{1,10})+)\), \} *\n",
+    re.DOTALL,
+)
 
 
 def to_record(parameters: Parameters) -> ArrayRecord:
@@ -48,16 +56,12 @@ def _encoded(array: Array) -> FlowerArray:
 def _view(name: str, array: FlowerArray) -> Array:
     if array.stype != _STYPE:
         raise _malformed(f"{name} is stored as {array.stype!r}")
-    file = io.BytesIO(array.data)
-    try:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("not version 1.0")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except ValueError:
-        raise _malformed(f"{name} has no valid .npy header") from None
-    if dtype != np.dtype("<f4") or fortran or len(shape) > _MOST_DIMENSIONS:
-        raise _malformed(f"{name} is {dtype} with {len(shape)} dimensions, not plain float32")
-    offset = file.tell()
+    header = _HEADER.match(array.data)
+    if header is None or header.end() != 10 + int.from_bytes(array.data[8:10], "little") or header.end() % 64:
+        raise _malformed(f"{name} is not plain float32 in .npy 1.0")
+    offset, shape = header.end(), tuple(int(length) for length in header[1].split(b",") if length)
+    if len(shape) > _MOST_DIMENSIONS or math.prod(length or 1 for length in shape) > MOST_VALUES:
+        raise _malformed(f"{name} has shape {shape}; allowed are {_MOST_DIMENSIONS} dimensions, {MOST_VALUES} values")
     if len(array.data) - offset != 4 * math.prod(shape):
         raise _malformed(f"{name} has {len(array.data) - offset} bytes for shape {shape}")
     values: Array = np.frombuffer(array.data, dtype="<f4", offset=offset).reshape(shape)

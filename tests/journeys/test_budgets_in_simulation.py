@@ -54,7 +54,7 @@ def test_federation_goes_on_without_a_node_that_cannot_pay(capsys: pytest.Captur
         "node-2": ("finished", None),
         "node-3": ("finished", None),
     }
-    assert [node["epsilon"] for node in nodes_of("mixed")][0] == 0.0
+    assert nodes_of("mixed")[0]["epsilon"] == 0.0
     assert "refused: budget-exhausted" in capsys.readouterr().out
 
 

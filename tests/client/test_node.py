@@ -1,0 +1,433 @@
+"""The node's story with a trainer that notes when records are touched, a real ledger and real kept answers."""
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from privet.client.answers import Answer, Answers
+from privet.client.node import Dataset, Node, Request, public_randomness
+from privet.client.randomness import Randomness, SystemRandomness
+from privet.client.tasks.protocol import Partition, Records
+from privet.privacy.budget.guard import Attempt, Guard
+from privet.privacy.budget.ledger import Ledger
+from privet.privacy.errors import LedgerError, Refusal, RefusedError
+from privet.privacy.parameters import Array, Parameters
+from privet.privacy.submission import Submission
+
+MOMENT = datetime(2026, 11, 22, 13, 0, tzinfo=UTC)
+Make = Callable[..., Submission]
+DECLARED = 1000
+
+
+def model(value: float = 0.0) -> dict[str, Array]:
+    return {"weight": np.full((2, 3), value, dtype=np.float32), "bias": np.zeros(2, dtype=np.float32)}
+
+
+@dataclass
+class NotingTrainer:
+    """A Trainer in numpy. At each touch of a record it notes what the ledger's file holds, read from outside."""
+
+    ledger: Path
+    seen: list[list[tuple[str, str]]] = field(default_factory=list)
+    randomness: list[Randomness] = field(default_factory=list)
+    fails: bool = False
+
+    def initial(self) -> dict[str, Array]:
+        return model()
+
+    def train(self, parameters: Parameters, randomness: Randomness) -> dict[str, Array]:
+        self._touch(randomness)
+        noise = randomness.gaussian(6).numpy().reshape(2, 3)
+        return {"weight": parameters["weight"] + noise, "bias": np.array(parameters["bias"])}
+
+    def evaluate(self, parameters: Parameters, randomness: Randomness) -> dict[str, float]:
+        self._touch(randomness)
+        return {"accuracy": 12.0 + float(randomness.gaussian(1)[0])}
+
+    def _touch(self, randomness: Randomness) -> None:
+        self.seen.append(entries(self.ledger))
+        self.randomness.append(randomness)
+        if self.fails:
+            raise RuntimeError("patient 17 has a label out of range")
+
+
+def entries(path: Path) -> list[tuple[str, str]]:
+    """What another process finds in the ledger: only what is committed."""
+    connection = sqlite3.connect(path)
+    try:
+        return [(str(kind), str(body)) for kind, body in connection.execute("SELECT kind, body FROM entries")]
+    finally:
+        connection.close()
+
+
+class World:
+    """A node whose folder lasts: it can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ledger = folder / "ledger.sqlite"
+        self.trainer = NotingTrainer(self.ledger)
+        self.built = 0
+        self.moment = MOMENT
+        self.node = self.start()
+
+    def start(self) -> Node:
+        records = Records(torch.zeros(1, 1), torch.zeros(1))
+        ledger = Ledger.open(self.ledger, purpose="deployment", owner="hospital")
+        return Node(
+            name="hospital",
+            dataset=Dataset("synthetic", "synthetic", Partition(records, torch.zeros(1)), DECLARED),
+            guard=Guard(ledger, DECLARED),
+            answers=Answers(self.folder / "answers"),
+            workshop=self._build,
+            clock=lambda: self.moment,
+        )
+
+    def _build(self, submission: Submission, dataset: Dataset) -> NotingTrainer:
+        self.built += 1
+        return self.trainer
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in entries(self.ledger)]
+
+    def refusal(self, request: Request) -> Refusal:
+        touched = len(self.trainer.seen)
+        with pytest.raises(RefusedError) as caught:
+            self.node.answer(request)
+        if not self.trainer.fails:
+            assert len(self.trainer.seen) == touched  # whatever is refused touches nothing
+        return caught.value.code
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def asked(
+    submission: Submission, stage: str = "train", number: int = 1, attempt: int = 1, value: float = 0.0
+) -> Request:
+    assert stage in ("train", "evaluate", "initial")
+    return Request(stage, submission.canonical, number, attempt, model(value))  # type: ignore[arg-type]
+
+
+EVALUATION = ("evaluation.every=1", "evaluation.noise-multiplier=9.0")
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_nothing_is_touched_before_the_charge_and_the_begin_are_durable(
+    world: World, make_submission: Make, stage: str, private: bool
+) -> None:
+    submission = make_submission(*(EVALUATION if private else EVALUATION[:1]), private=private)
+    world.node.answer(asked(submission, stage))
+    (seen,) = world.trainer.seen
+    assert [kind for kind, _ in seen] == ["opened", "charge", "begin"]
+    assert submission.hash in seen[1][1]
+    assert f'"stage":"{stage}"' in seen[2][1]
+    assert world.kinds == ["opened", "charge", "begin", "answer"]
+
+
+def test_answer_is_kept_before_it_is_given(world: World, make_submission: Make) -> None:
+    answer = world.node.answer(asked(make_submission(private=True)))
+    (path,) = (world.folder / "answers").iterdir()
+    assert answer.parameters["weight"].tobytes() in path.read_bytes()
+
+
+def test_initial_model_costs_nothing_and_touches_nothing(world: World, make_submission: Make) -> None:
+    answer = world.node.answer(asked(make_submission(private=True), "initial"))
+    assert answer.parameters["weight"].tolist() == model()["weight"].tolist()
+    assert world.kinds == ["opened"]
+    assert world.trainer.seen == []
+
+
+def test_task_or_data_set_of_somebody_else_is_refused_unread(world: World, make_submission: Make) -> None:
+    other_task = asked(make_submission("run.task=digits", "run.dataset=synthetic"))
+    other_data = asked(make_submission("run.dataset=patients"))
+    assert world.refusal(other_task) == Refusal.UNKNOWN_TASK
+    assert world.refusal(other_data) == Refusal.UNKNOWN_DATASET
+    assert world.refusal(replace(other_task, stage="initial")) == Refusal.UNKNOWN_TASK
+    assert world.built == 0
+    assert world.kinds == ["opened"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda good: b"",
+        lambda good: b"\x80\x04\x95",
+        lambda good: b"[]",
+        lambda good: b"null",
+        lambda good: b"[" * 30_000,
+        lambda good: good[:-1],
+        lambda good: good + b"\n",
+        lambda good: good.replace(b":", b": ", 1),
+        lambda good: good.replace(b'"format":1', b'"format":1.0'),
+        lambda good: good.replace(b'"format":1', b'"format":2'),
+        lambda good: good.replace(b'"claim":', b'"extra":1,"claim":'),
+        lambda good: b'{"claim":null,' + good[1:],
+        lambda good: good + b" " * 70_000,
+    ],
+    ids=[
+        "empty",
+        "pickle",
+        "list",
+        "null",
+        "nested",
+        "cut",
+        "newline",
+        "space",
+        "float format",
+        "newer format",
+        "unknown key",
+        "key twice",
+        "too long",
+    ],
+)
+def test_attack_submission_that_is_not_canonical(
+    world: World, make_submission: Make, spoil: Callable[[bytes], bytes]
+) -> None:
+    good = make_submission(private=True).canonical
+    request = replace(asked(make_submission(private=True)), submission=spoil(good))
+    assert request.submission != good
+    assert world.refusal(request) == Refusal.MALFORMED_REQUEST
+    assert world.built == 0
+    assert world.kinds == ["opened"]
+
+
+def test_attack_claim_removed_from_a_private_plan(world: World, make_submission: Make) -> None:
+    good = make_submission(private=True).canonical
+    start, end = good.index(b'"claim":'), good.index(b"}", good.index(b'"claim":')) + 1
+    request = replace(asked(make_submission()), submission=good[:start] + b'"claim":null' + good[end:])
+    assert world.refusal(request) == Refusal.MALFORMED_REQUEST
+
+
+BAD_PARAMETERS: dict[str, dict[str, object]] = {
+    "none": {"weight": None, "bias": None},
+    "one missing": {"bias": None},
+    "one more": {"extra": np.zeros(2, dtype=np.float32)},
+    "other shape": {"weight": np.zeros((3, 2), dtype=np.float32)},
+    "one dimension more": {"weight": np.zeros((1, 2, 3), dtype=np.float32)},
+    "nan": {"weight": np.full((2, 3), np.nan, dtype=np.float32)},
+    "infinite": {"bias": np.array([0, np.inf], dtype=np.float32)},
+    "float64": {"weight": np.zeros((2, 3))},
+    "integers": {"weight": np.zeros((2, 3), dtype=np.int32)},
+    "objects": {"weight": np.full((2, 3), None, dtype=object)},
+}
+
+
+@pytest.mark.parametrize("change", BAD_PARAMETERS)
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_attack_parameters_that_are_not_the_models(
+    world: World, make_submission: Make, stage: str, change: str
+) -> None:
+    changed = {k: v for k, v in {**model(), **BAD_PARAMETERS[change]}.items() if v is not None}
+    request = replace(asked(make_submission(*EVALUATION, private=True), stage), parameters=changed)  # type: ignore[arg-type]
+    assert world.refusal(request) == Refusal.MALFORMED_REQUEST
+    assert world.kinds == ["opened"]
+
+
+@pytest.mark.parametrize(("number", "attempt"), [(0, 1), (1, 0), (-1, 1), (1, -1), (0, 0)])
+def test_attack_round_or_attempt_before_the_first(
+    world: World, make_submission: Make, number: int, attempt: int
+) -> None:
+    request = asked(make_submission(private=True), number=number, attempt=attempt)
+    assert world.refusal(request) == Refusal.MALFORMED_REQUEST
+    assert "begin" not in world.kinds
+
+
+def test_attack_round_beyond_the_plan(world: World, make_submission: Make) -> None:
+    assert world.refusal(asked(make_submission(private=True), number=5)) == Refusal.MALFORMED_REQUEST
+    assert "begin" not in world.kinds
+
+
+def test_attack_more_requests_than_were_charged(world: World, make_submission: Make) -> None:
+    """Four rounds and one spare: five attempts, of whatever rounds, and not a sixth."""
+    submission = make_submission(private=True)
+    for attempt in range(1, 6):
+        world.node.answer(asked(submission, attempt=attempt))
+    assert world.refusal(asked(submission, attempt=6)) == Refusal.ROUNDS_EXHAUSTED
+    assert world.refusal(asked(submission, number=2)) == Refusal.ROUNDS_EXHAUSTED
+    assert world.refusal(asked(submission, "evaluate")) == Refusal.ROUNDS_EXHAUSTED  # none was charged
+    assert len(world.trainer.seen) == 5
+
+
+def test_attack_second_submission_under_the_same_run(world: World, make_submission: Make) -> None:
+    world.node.answer(asked(make_submission(private=True)))
+    other = make_submission("run.seed=99", private=True)
+    assert world.refusal(asked(other, number=2)) == Refusal.OTHER_SUBMISSION
+
+
+def test_submission_out_of_its_time_is_refused(world: World, make_submission: Make) -> None:
+    submission = make_submission(private=True)
+    for moment in (MOMENT - timedelta(days=2), MOMENT + timedelta(days=90)):
+        world.moment = moment
+        assert world.refusal(asked(submission)) == Refusal.NOT_VALID_NOW
+    assert "charge" not in world.kinds
+
+
+def test_delta_above_one_over_the_declared_size_is_refused(world: World, make_submission: Make) -> None:
+    assert world.refusal(asked(make_submission("privacy.delta=0.001", private=True))) == Refusal.DELTA_TOO_LARGE
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_replayed_request_gets_the_kept_answer(
+    world: World, make_submission: Make, stage: str, restarted: bool
+) -> None:
+    """Byte for byte, without a second look at the records: a lost reply costs no second draw of noise."""
+    request = asked(make_submission(*EVALUATION, private=True), stage)
+    first = world.node.answer(request)
+    if restarted:
+        world.node = world.start()
+    again = world.node.answer(request)
+    assert {n: a.tobytes() for n, a in again.parameters.items()} == {
+        n: a.tobytes() for n, a in first.parameters.items()
+    }
+    assert again.sums == first.sums
+    assert len(world.trainer.seen) == 1
+    assert world.kinds.count("begin") == 1
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_attack_same_attempt_with_other_parameters(world: World, make_submission: Make, restarted: bool) -> None:
+    submission = make_submission(private=True)
+    world.node.answer(asked(submission))
+    if restarted:
+        world.node = world.start()
+    assert world.refusal(asked(submission, value=1e-7)) == Refusal.ATTEMPT_MISMATCH
+
+
+def test_parameters_that_differ_in_the_sign_of_zero_are_other_parameters(world: World, make_submission: Make) -> None:
+    submission = make_submission(private=True)
+    world.node.answer(asked(submission))
+    assert world.refusal(asked(submission, value=-0.0)) == Refusal.ATTEMPT_MISMATCH
+
+
+def test_two_attempts_of_a_round_draw_other_noise(world: World, make_submission: Make) -> None:
+    submission = make_submission(private=True)
+    first, second = (world.node.answer(asked(submission, attempt=attempt)) for attempt in (1, 2))
+    assert not np.array_equal(first.parameters["weight"], second.parameters["weight"])
+    assert world.trainer.randomness[0] is not world.trainer.randomness[1]
+
+
+def test_task_that_fails_spends_its_attempt(
+    world: World, make_submission: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Noise may have been drawn; whether it was cannot be proved, so it counts."""
+    submission = make_submission(private=True)
+    world.trainer.fails = True
+    assert world.refusal(asked(submission)) == Refusal.TASK_FAILED
+    assert world.kinds == ["opened", "charge", "begin"]
+    assert "patient 17" in caplog.text  # in the node's own log
+    world.trainer.fails = False
+    assert world.refusal(asked(submission)) == Refusal.ATTEMPT_SPENT
+    world.node = world.start()
+    assert world.refusal(asked(submission)) == Refusal.ATTEMPT_SPENT
+    world.node.answer(asked(submission, attempt=2))
+    assert world.node.standing(submission).attempts == 2
+
+
+def test_failing_attempts_are_counted_to_the_last(world: World, make_submission: Make) -> None:
+    submission = make_submission(private=True)
+    world.trainer.fails = True
+    for attempt in range(1, 6):
+        assert world.refusal(asked(submission, attempt=attempt)) == Refusal.TASK_FAILED
+    world.trainer.fails = False
+    assert world.refusal(asked(submission, attempt=6)) == Refusal.ROUNDS_EXHAUSTED
+
+
+def test_workshop_that_fails_charges_nothing(world: World, make_submission: Make, tmp_path: Path) -> None:
+    def broken(submission: Submission, dataset: Dataset) -> NotingTrainer:
+        raise RuntimeError("patient 17")
+
+    ledger = Ledger.open(tmp_path / "other.sqlite", purpose="deployment", owner="hospital")
+    node = Node("hospital", world.node.dataset, Guard(ledger, DECLARED), Answers(tmp_path / "other"), broken)
+    with pytest.raises(RefusedError) as caught:
+        node.answer(asked(make_submission(private=True)))
+    assert caught.value.code == Refusal.TASK_FAILED
+    assert [kind for kind, _ in entries(tmp_path / "other.sqlite")] == ["opened"]
+
+
+@pytest.mark.parametrize("harm", ["deleted", "altered", "cut", "replaced by another answer"])
+def test_attack_kept_answer_tampered_with(world: World, make_submission: Make, harm: str) -> None:
+    """What is sent again is what the ledger records, or nothing; and it is never drawn a second time."""
+    submission = make_submission(private=True)
+    request = asked(submission)
+    world.node.answer(request)
+    (path,) = (world.folder / "answers").iterdir()
+    content = path.read_bytes()
+    if harm == "deleted":
+        path.unlink()
+    elif harm == "altered":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif harm == "cut":
+        path.write_bytes(content[:10])
+    else:
+        world.node.answer(asked(submission, attempt=2))
+        (newer,) = (world.folder / "answers").iterdir()
+        newer.rename(path)
+    assert world.refusal(request) == Refusal.ATTEMPT_SPENT
+
+
+def test_private_run_draws_from_the_operating_system(world: World, make_submission: Make) -> None:
+    world.node.answer(asked(make_submission(private=True)))
+    (randomness,) = world.trainer.randomness
+    assert isinstance(randomness, SystemRandomness)
+    assert not randomness.is_seeded
+
+
+def test_run_without_privacy_draws_from_its_public_seed(world: World, make_submission: Make) -> None:
+    """So that a deployment and a simulation of one plan give the same model, also at a second attempt."""
+    submission = make_submission()
+    first, second = (world.node.answer(asked(submission, attempt=attempt)) for attempt in (1, 2))
+    assert world.trainer.randomness[0].is_seeded
+    assert np.array_equal(first.parameters["weight"], second.parameters["weight"])
+    other_round = world.node.answer(asked(submission, number=2))
+    assert not np.array_equal(first.parameters["weight"], other_round.parameters["weight"])
+
+
+def test_private_run_never_gets_public_randomness(make_submission: Make) -> None:
+    with pytest.raises(ValueError, match="public seed"):
+        public_randomness(make_submission(private=True), Attempt("train", 1, 1, "0"), "hospital")
+
+
+def test_two_nodes_sample_differently_in_a_run_without_privacy(make_submission: Make) -> None:
+    submission, attempt = make_submission(), Attempt("train", 1, 1, "0")
+    ours, theirs = (public_randomness(submission, attempt, name).gaussian(4) for name in ("a", "b"))
+    assert not torch.equal(ours, theirs)
+
+
+def test_only_the_newest_answer_of_each_stage_is_kept(world: World, make_submission: Make) -> None:
+    submission = make_submission(*EVALUATION, private=True)
+    for number in (1, 2):
+        world.node.answer(asked(submission, number=number))
+        world.node.answer(asked(submission, "evaluate", number=number))
+    assert len(list((world.folder / "answers").iterdir())) == 2
+    assert world.refusal(asked(submission)) == Refusal.ATTEMPT_SPENT
+
+
+def test_one_run_does_not_forget_the_answers_of_another(world: World, make_submission: Make) -> None:
+    """`a` and `a-train-1` would share the beginning of their files' names."""
+    longer = make_submission(private=True, run_id="a-train-1")
+    first = world.node.answer(asked(longer))
+    world.node.answer(asked(make_submission(private=True, run_id="a")))
+    assert np.array_equal(world.node.answer(asked(longer)).parameters["weight"], first.parameters["weight"])
+
+
+def test_kept_answer_holds_arrays_and_sums_exactly(tmp_path: Path) -> None:
+    answers, attempt = Answers(tmp_path), Attempt("train", 1, 1, "0")
+    arrays = {"scalar": np.array(0.1, dtype=np.float32), "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}
+    sums = {"accuracy": 0.1 + 0.2, "tiny": 5e-324}
+    digest = answers.keep("run", attempt, Answer(arrays, sums))
+    read = answers.read("run", attempt, digest)
+    assert read.sums == sums
+    assert all(np.array_equal(read.parameters[name], arrays[name]) for name in arrays)
+    with pytest.raises(LedgerError):
+        answers.read("run", attempt, "0" * 64)

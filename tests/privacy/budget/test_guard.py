@@ -1,0 +1,515 @@
+"""The rules 1 to 6 at the head of guard.py, each with what breaks when it is not kept. Real ledgers, real processes."""
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import rfc8785
+from privet.privacy.budget.accounting import epsilon_of, rounded_up
+from privet.privacy.budget.events import SampledGaussian
+from privet.privacy.budget.guard import Attempt, Guard
+from privet.privacy.budget.ledger import Entry, Ledger
+from privet.privacy.errors import LedgerError, Refusal, RefusedError
+from privet.privacy.submission import Submission
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+EVALUATION = ("evaluation.every=2", "evaluation.noise-multiplier=20.0")
+HASH, OTHER_HASH = "aa" * 32, "bb" * 32
+
+MakeSubmission = Callable[..., Submission]
+
+
+def attempt_at(number: int, attempt: int = 1, stage: str = "train", request_hash: str = HASH) -> Attempt:
+    return Attempt(stage, number, attempt, request_hash)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    ledger = Ledger.open(path, purpose="simulation", owner="node-1", clock=lambda: NOW)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def guard(ledger: Ledger) -> Guard:
+    return Guard(ledger, declared_size=100)
+
+
+@pytest.fixture
+def private(make_submission: MakeSubmission) -> Submission:
+    """Four rounds, one spare, two evaluations; noise multiplier 4 at sampling rate 0.5."""
+    return make_submission(*EVALUATION, private=True)
+
+
+def entries(path: Path) -> list[Entry]:
+    """What is durable, as another process sees it."""
+    ledger = Ledger.open(path, purpose="simulation", owner="node-1")
+    found = list(ledger.entries())
+    ledger.close()
+    return found
+
+
+def kinds(path: Path) -> list[str]:
+    return [entry.kind for entry in entries(path)]
+
+
+def refused(code: Refusal) -> "pytest.RaisesExc[RefusedError]":
+    return pytest.raises(RefusedError, check=lambda error: error.code == code)
+
+
+# 1. Charged in full, durably, before anything else.
+
+
+def test_submission_is_charged_in_full_before_anything_else(guard: Guard, private: Submission, path: Path) -> None:
+    guard.admit(private, NOW)
+    opening, charge = entries(path)
+    assert (opening.kind, charge.kind) == ("opened", "charge")
+    events = (SampledGaussian(4.0, 0.5, 10), SampledGaussian(20.0, 1.0, 2))
+    assert charge.content == {
+        "run": "run-1",
+        "submission": private.hash,
+        "unit": "record",
+        "epsilon": str(rounded_up(epsilon_of(events, 1e-5))),
+        "delta": "1e-05",
+        "relation": "add-or-remove-one",
+        "accountant": "PLD, dp-accounting, grid 1e-3",
+        "events": [event.as_json() for event in events],
+    }
+
+
+def test_nothing_begins_before_the_charge(guard: Guard, private: Submission, path: Path) -> None:
+    with pytest.raises(ValueError, match="run-1 was not admitted"):
+        guard.begin(private, attempt_at(1))
+    assert kinds(path) == ["opened"]
+
+
+def test_a_run_without_a_claim_is_recorded_without_an_epsilon(
+    guard: Guard, make_submission: MakeSubmission, path: Path
+) -> None:
+    submission = make_submission()
+    guard.admit(submission, NOW)
+    assert entries(path)[1].content == {"run": "run-1", "submission": submission.hash, "unit": "none"}
+    standing = guard.standing(submission)
+    assert (standing.epsilon, standing.epsilon_executed, standing.delta, standing.unit) == (None, None, None, "none")
+
+
+def test_submission_is_not_admitted_outside_its_validity(
+    guard: Guard, make_submission: MakeSubmission, path: Path
+) -> None:
+    submission = make_submission(private=True, now=NOW)
+    for moment in (NOW - timedelta(seconds=1), NOW + timedelta(days=30)):
+        with refused(Refusal.NOT_VALID_NOW):
+            guard.admit(submission, moment)
+    assert kinds(path) == ["opened", "refused", "refused"]
+    guard.admit(submission, NOW + timedelta(days=30) - timedelta(seconds=1))
+    assert kinds(path)[-1] == "charge"
+
+
+# 2. A run id is admitted once.
+
+
+def test_the_same_submission_is_charged_once(guard: Guard, private: Submission, path: Path) -> None:
+    for moment in (NOW, NOW, NOW + timedelta(days=400)):  # validity is asked for at admission only
+        guard.admit(private, moment)
+    assert kinds(path) == ["opened", "charge"]
+
+
+def test_the_same_submission_is_charged_once_over_a_restart(
+    ledger: Ledger, guard: Guard, private: Submission, path: Path
+) -> None:
+    guard.admit(private, NOW)
+    Guard(ledger, declared_size=100).admit(private, NOW)
+    assert kinds(path) == ["opened", "charge"]
+
+
+def test_another_submission_under_an_admitted_run_id(
+    guard: Guard, private: Submission, make_submission: MakeSubmission, path: Path
+) -> None:
+    guard.admit(private, NOW)
+    other = make_submission(*EVALUATION, "run.rounds=100", private=True)
+    with refused(Refusal.OTHER_SUBMISSION):
+        guard.admit(other, NOW)
+    assert kinds(path) == ["opened", "charge", "refused"]
+    assert guard.standing(private).epsilon == Decimal(entries(path)[1].content["epsilon"])
+
+
+def test_attempts_of_another_submission_under_an_admitted_run_id(
+    guard: Guard, private: Submission, make_submission: MakeSubmission, path: Path
+) -> None:
+    """Attack: more rounds than were charged, by a second submission that skips admission."""
+    guard.admit(private, NOW)
+    other = make_submission(*EVALUATION, "run.rounds=100", private=True)
+    with refused(Refusal.OTHER_SUBMISSION):
+        guard.begin(other, attempt_at(90))
+    with refused(Refusal.OTHER_SUBMISSION):
+        guard.answered(other, attempt_at(1), "cc" * 32)
+    assert kinds(path) == ["opened", "charge", "refused"]
+
+
+def test_runs_are_counted_apart(guard: Guard, make_submission: MakeSubmission) -> None:
+    one, other = (make_submission(private=True, run_id=run_id) for run_id in ("run-1", "run-2"))
+    guard.admit(one, NOW)
+    guard.admit(other, NOW)
+    for number in (1, 2, 3):
+        guard.begin(one, attempt_at(number))
+    guard.begin(other, attempt_at(1, request_hash=OTHER_HASH))
+    assert (guard.standing(one).attempts, guard.standing(other).attempts) == (3, 1)
+
+
+# 3. The node's own epsilon, at most the claim; delta below one over the declared size.
+
+
+def lying(private: Submission, epsilon: float) -> Submission:
+    """The submission with another claim, as a coordinator's own program might write it."""
+    body = private.body.model_dump(mode="json", by_alias=True, exclude_none=True)
+    body["claim"]["epsilon"] = epsilon
+    return Submission.from_bytes(rfc8785.dumps(body))
+
+
+def test_node_refuses_submission_that_costs_more_than_it_claims(guard: Guard, private: Submission, path: Path) -> None:
+    assert private.claim is not None
+    with refused(Refusal.EPSILON_ABOVE_CLAIM):
+        guard.admit(lying(private, round(private.claim.epsilon - 1e-6, 6)), NOW)
+    assert kinds(path) == ["opened", "refused"]
+
+
+def test_node_admits_submission_that_claims_more_than_it_costs_and_charges_the_cost(
+    guard: Guard, private: Submission, path: Path
+) -> None:
+    guard.admit(lying(private, 90.0), NOW)
+    assert private.claim is not None
+    assert float(entries(path)[1].content["epsilon"]) == private.claim.epsilon
+
+
+@pytest.mark.parametrize("noise", [f"{1 + number / 10:.1f}" for number in range(0, 30, 3)])
+def test_node_admits_what_its_coordinator_resolved_from_a_noise_multiplier(
+    guard: Guard, make_submission: MakeSubmission, noise: str
+) -> None:
+    """Half of all such claims are doubles just below their decimals: compared as doubles, honest plans were refused."""
+    submission = make_submission(f"privacy.noise-multiplier={noise}", private=True)
+    guard.admit(submission, NOW)
+    assert submission.claim is not None
+    assert guard.standing(submission).epsilon == Decimal(repr(submission.claim.epsilon))
+
+
+@pytest.mark.parametrize("epsilon", ["0.15", "1.15", "2.9999999", "3"])
+def test_node_admits_what_its_coordinator_resolved_from_an_epsilon(
+    guard: Guard, make_submission: MakeSubmission, epsilon: str
+) -> None:
+    asked = ("privacy.unit=record", f"privacy.epsilon={epsilon}", "privacy.delta=1e-5", "privacy.clip-norm=1.0")
+    submission = make_submission(*asked)
+    guard.admit(submission, NOW)
+    charged = guard.standing(submission).epsilon
+    assert charged is not None
+    assert Decimal("0.99") * Decimal(epsilon) < charged <= Decimal(epsilon)
+
+
+@pytest.mark.parametrize(("size", "admitted"), [(99_999, True), (100_000, False), (10**9, False)])
+def test_node_refuses_delta_that_is_not_below_one_over_its_size(
+    ledger: Ledger, private: Submission, path: Path, size: int, admitted: bool
+) -> None:
+    guard = Guard(ledger, declared_size=size)
+    if admitted:
+        guard.admit(private, NOW)
+    else:
+        with refused(Refusal.DELTA_TOO_LARGE):
+            guard.admit(private, NOW)
+    assert kinds(path) == ["opened", "charge" if admitted else "refused"]
+
+
+def test_a_data_set_without_records_has_no_guard(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match="declared_size must be at least 1, got 0"):
+        Guard(ledger, declared_size=0)
+
+
+def test_a_refusal_is_in_the_ledger_with_its_code_and_its_reason(
+    ledger: Ledger, private: Submission, path: Path
+) -> None:
+    with refused(Refusal.DELTA_TOO_LARGE) as caught:
+        Guard(ledger, declared_size=10**6).admit(private, NOW)
+    assert entries(path)[1].content == {
+        "run": "run-1",
+        "submission": private.hash,
+        "code": "delta-too-large",
+        "why": caught.value.message,
+    }
+    assert "1 / declared size = 1 / 1000000 = 1e-06" in caught.value.message
+    assert caught.value.remedy
+
+
+def test_a_refused_run_may_be_submitted_again(guard: Guard, private: Submission) -> None:
+    assert private.claim is not None
+    with refused(Refusal.EPSILON_ABOVE_CLAIM):
+        guard.admit(lying(private, 0.001), NOW)
+    guard.admit(private, NOW)
+
+
+# 4. `begin` is durable before the first record is read; a begun attempt is spent.
+
+
+def test_begin_is_durable_when_it_returns(guard: Guard, private: Submission, path: Path) -> None:
+    guard.admit(private, NOW)
+    assert guard.begin(private, attempt_at(1)) is None
+    begun = entries(path)[-1]
+    assert begun.kind == "begin"
+    assert begun.content == {"run": "run-1", "stage": "train", "round": "1", "attempt": "1", "request": HASH}
+
+
+def test_a_begun_attempt_without_an_answer_is_spent(guard: Guard, private: Submission, path: Path) -> None:
+    guard.admit(private, NOW)
+    guard.begin(private, attempt_at(1))
+    with refused(Refusal.ATTEMPT_SPENT):
+        guard.begin(private, attempt_at(1))
+    assert guard.standing(private).attempts == 1
+    assert kinds(path) == ["opened", "charge", "begin", "refused"]
+
+
+def test_an_attempt_is_still_spent_after_a_restart(ledger: Ledger, guard: Guard, private: Submission) -> None:
+    guard.admit(private, NOW)
+    guard.begin(private, attempt_at(1))
+    with refused(Refusal.ATTEMPT_SPENT):
+        Guard(ledger, declared_size=100).begin(private, attempt_at(1))
+
+
+CHILD = """
+import os, signal, sys
+from datetime import datetime, UTC
+from pathlib import Path
+from privet.privacy.budget.guard import Attempt, Guard
+from privet.privacy.budget.ledger import Ledger
+from privet.privacy.errors import RefusedError
+from privet.privacy.submission import Submission
+
+submission = Submission.from_bytes(Path(sys.argv[2]).read_bytes())
+guard = Guard(Ledger.open(Path(sys.argv[1]), purpose="simulation", owner="node-1"), declared_size=100)
+"""
+
+
+def started(code: str, path: Path, submission: Submission, *arguments: object) -> subprocess.Popen[str]:
+    asked = path.with_suffix(".json")
+    asked.write_bytes(submission.canonical)
+    command = [sys.executable, "-c", CHILD + code, str(path), str(asked), *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_node_killed_between_begin_and_answer_has_spent_the_attempt(
+    ledger: Ledger, guard: Guard, private: Submission, path: Path
+) -> None:
+    guard.admit(private, NOW)
+    code = """
+assert guard.begin(submission, Attempt("train", 1, 1, "aa" * 32)) is None
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    child = started(code, path, private)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == -9, err
+    with refused(Refusal.ATTEMPT_SPENT):
+        Guard(ledger, declared_size=100).begin(private, attempt_at(1))
+    standing = guard.standing(private)
+    assert (standing.attempts, standing.answered) == (1, 0)
+    assert standing.epsilon_executed == rounded_up(epsilon_of((SampledGaussian(4.0, 0.5, 2),), 1e-5))
+
+
+def test_a_ledger_that_cannot_be_written_begins_nothing(private: Submission, path: Path) -> None:
+    Ledger.open(path, purpose="simulation", owner="node-1").close()
+    code = """
+import resource
+from privet.privacy.errors import LedgerError
+guard.admit(submission, datetime(2026, 11, 22, 12, 0, tzinfo=UTC))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+try:
+    guard.begin(submission, Attempt("train", 1, 1, "aa" * 32))
+    print("begun")
+except LedgerError as error:
+    print("not begun")
+"""
+    child = started(code, path, private)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out) == (0, "not begun\n"), err
+    assert kinds(path) == ["opened", "charge"]
+
+
+# 5. The same attempt with the same bytes gets the kept answer; with other bytes it is refused.
+
+
+def test_the_same_request_gets_the_kept_answer(guard: Guard, private: Submission, path: Path) -> None:
+    guard.admit(private, NOW)
+    guard.begin(private, attempt_at(1))
+    guard.answered(private, attempt_at(1), "cc" * 32)
+    for _ in range(3):
+        assert guard.begin(private, attempt_at(1)) == "cc" * 32
+    assert kinds(path) == ["opened", "charge", "begin", "answer"]
+
+
+def test_the_kept_answer_is_known_after_a_restart(ledger: Ledger, guard: Guard, private: Submission) -> None:
+    guard.admit(private, NOW)
+    guard.begin(private, attempt_at(1))
+    guard.answered(private, attempt_at(1), "cc" * 32)
+    assert Guard(ledger, declared_size=100).begin(private, attempt_at(1)) == "cc" * 32
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_replayed_attempt_with_other_bytes(guard: Guard, private: Submission, is_answered: bool) -> None:
+    """Attack: another model under an attempt that was answered, to get a second look for one charge."""
+    guard.admit(private, NOW)
+    guard.begin(private, attempt_at(1))
+    if is_answered:
+        guard.answered(private, attempt_at(1), "cc" * 32)
+    with refused(Refusal.ATTEMPT_MISMATCH):
+        guard.begin(private, attempt_at(1, request_hash=OTHER_HASH))
+
+
+def test_training_and_evaluation_of_one_round_are_two_attempts(guard: Guard, private: Submission) -> None:
+    guard.admit(private, NOW)
+    guard.begin(private, attempt_at(2))
+    assert guard.begin(private, attempt_at(2, stage="evaluate", request_hash=OTHER_HASH)) is None
+
+
+def test_only_what_began_is_answered_and_once(guard: Guard, private: Submission, path: Path) -> None:
+    guard.admit(private, NOW)
+    with pytest.raises(ValueError, match="did not begin so"):
+        guard.answered(private, attempt_at(1), "cc" * 32)
+    guard.begin(private, attempt_at(1))
+    with pytest.raises(ValueError, match="did not begin so"):
+        guard.answered(private, replace(attempt_at(1), request_hash=OTHER_HASH), "cc" * 32)
+    guard.answered(private, attempt_at(1), "cc" * 32)
+    with pytest.raises(ValueError, match="answered already"):
+        guard.answered(private, attempt_at(1), "dd" * 32)
+    assert kinds(path) == ["opened", "charge", "begin", "answer"]
+
+
+# 6. Begun attempts never exceed what was charged.
+
+
+def test_node_answers_rounds_and_spare_rounds_and_no_more(guard: Guard, private: Submission) -> None:
+    guard.admit(private, NOW)
+    for number in (1, 2, 3, 4):
+        guard.begin(private, attempt_at(number))
+    guard.begin(private, attempt_at(4, attempt=2))
+    with refused(Refusal.ROUNDS_EXHAUSTED):
+        guard.begin(private, attempt_at(4, attempt=3))
+    assert guard.standing(private).attempts == 5
+
+
+def test_node_answers_evaluations_that_were_charged_and_no_more(guard: Guard, private: Submission) -> None:
+    guard.admit(private, NOW)
+    for number in (1, 2):
+        guard.begin(private, attempt_at(number, stage="evaluate"))
+    with refused(Refusal.ROUNDS_EXHAUSTED):
+        guard.begin(private, attempt_at(3, stage="evaluate"))
+    guard.begin(private, attempt_at(1))  # training has its own count
+
+
+def test_node_evaluates_nothing_for_a_plan_without_evaluation(guard: Guard, make_submission: MakeSubmission) -> None:
+    submission = make_submission(private=True)
+    guard.admit(submission, NOW)
+    with refused(Refusal.ROUNDS_EXHAUSTED):
+        guard.begin(submission, attempt_at(1, stage="evaluate"))
+
+
+@pytest.mark.parametrize("number", [-1, 0, 5, 10**9])
+def test_a_round_outside_the_plan_is_refused(guard: Guard, private: Submission, number: int) -> None:
+    guard.admit(private, NOW)
+    with refused(Refusal.MALFORMED_REQUEST):
+        guard.begin(private, attempt_at(number))
+    assert guard.standing(private).attempts == 0
+
+
+def test_all_that_was_charged_when_executed_costs_what_was_charged(guard: Guard, private: Submission) -> None:
+    guard.admit(private, NOW)
+    before = guard.standing(private)
+    assert before.epsilon_executed == 0
+    for number in (1, 2, 3, 4):
+        guard.begin(private, attempt_at(number))
+        assert guard.standing(private).epsilon_executed < guard.standing(private).epsilon  # type: ignore[operator]
+    guard.begin(private, attempt_at(1, attempt=2))
+    for number in (2, 4):
+        guard.begin(private, attempt_at(number, stage="evaluate"))
+    after = guard.standing(private)
+    assert after.epsilon_executed == after.epsilon == before.epsilon
+    assert (after.attempts, after.evaluations, after.answered) == (5, 2, 0)
+    assert (after.delta, after.unit) == (1e-5, "record")
+
+
+def test_standing_of_an_unknown_run_is_nothing(guard: Guard, private: Submission) -> None:
+    standing = guard.standing(private)
+    assert (standing.epsilon, standing.epsilon_executed, standing.attempts) == (0, 0, 0)
+
+
+def test_two_processes_that_race_for_the_last_attempt(guard: Guard, private: Submission, path: Path) -> None:
+    """Attack: the same node started twice, each with a stale count. One attempt is left; one process gets it."""
+    guard.admit(private, NOW)
+    for number in (1, 2, 3, 4):
+        guard.begin(private, attempt_at(number))
+    code = """
+guard.standing(submission)
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    print("begun", guard.begin(submission, Attempt("train", 4, 2 + int(sys.argv[3]), "aa" * 32)))
+except RefusedError as refusal:
+    print(refusal.code.value)
+"""
+    racing = [started(code, path, private, number) for number in range(3)]
+    for child in racing:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    for child in racing:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    told = sorted(child.communicate(timeout=60)[0].strip() for child in racing)
+    assert told == ["begun None", "rounds-exhausted", "rounds-exhausted"]
+    assert kinds(path).count("begin") == 5
+
+
+def test_two_processes_that_race_to_admit_different_submissions(
+    make_submission: MakeSubmission, path: Path, guard: Guard
+) -> None:
+    code = """
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    guard.admit(submission, datetime(2026, 11, 22, 12, 0, tzinfo=UTC))
+    print("admitted")
+except RefusedError as refusal:
+    print(refusal.code.value)
+"""
+    racing = []
+    for seed in (1, 2):
+        submission = make_submission(f"run.seed={seed}", private=True)
+        child = started(code, path, submission)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"  # it has read its submission, so the next may overwrite the file
+        racing.append(child)
+    for child in racing:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    assert sorted(child.communicate(timeout=60)[0].strip() for child in racing) == ["admitted", "other-submission"]
+    assert kinds(path).count("charge") == 1
+
+
+def test_ledger_rollback_inside_the_file_is_found_on_opening(guard: Guard, private: Submission, path: Path) -> None:
+    """Attack: a `begin` cut out of the middle, to win the attempt back."""
+    guard.admit(private, NOW)
+    guard.begin(private, attempt_at(1))
+    guard.begin(private, attempt_at(2))
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("DROP TRIGGER no_delete")
+    connection.execute("DELETE FROM entries WHERE sequence = 3")
+    connection.close()
+    with pytest.raises(LedgerError, match="entry 3 is not what was written"):
+        Ledger.open(path, purpose="simulation", owner="node-1")
