@@ -43,6 +43,8 @@ class ChargeAuditor:
         if body.run in self._history.runs and not isinstance(body, RecoveredCharge):
             first = self._history.runs[body.run].entry
             self._findings.add(entry, "charged-twice", f"run {body.run} was charged in entry {first}")
+        if isinstance(body, RecoveredCharge):
+            self._history.recovered[body.run, body.submission] += 1
         if body.run not in self._history.runs:
             self._history.runs[body.run] = _run(entry, time, body, submission)
         elif isinstance(body, RecoveredCharge):

@@ -3,6 +3,7 @@
 Accounts, data sets, runs, refusals, each with the entry and the time that it came from, for claims and report.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -151,5 +152,6 @@ class History:
     runs: dict[str, Run] = field(default_factory=dict)
     releases: list[Release] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    recovered: Counter[tuple[str, str]] = field(default_factory=Counter)  # (run, submission) of recovered charges
     recovered_heads: set[tuple[int, str]] = field(default_factory=set)
     server_keys: dict[str, int] = field(default_factory=dict)  # key -> first entry that shows it

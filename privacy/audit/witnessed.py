@@ -4,6 +4,7 @@ A ledger put back to an older copy of itself is consistent; only this shows it. 
 of the lost branch may be missing, as long as every charge that the witness holds is in the ledger.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class WitnessAuditor:
         self._history, self._findings = history, findings
         self._heads, self._charges = _read(path) if path else ([], {})
         self._is_given = path is not None
+        self._lost: Counter[tuple[str, str]] = Counter()
         self._names = list(dict.fromkeys(head.head.owner for head in self._heads if _is_well_formed(head)))
 
     def entry(self, number: int, body: Witnessed, hashes: Mapping[int, str]) -> None:
@@ -129,10 +131,19 @@ class WitnessAuditor:
             charge = read_body("charge", entry.body)
         except MalformedBodyError:
             charge = None
-        run = self._history.runs.get(charge.run) if isinstance(charge, Charged) else None
-        if run is None or not isinstance(charge, Charged) or run.submission_hash != charge.submission:
-            name = charge.run if isinstance(charge, Charged) else "unreadable"
-            self._findings.add(None, "lost-charge", f"run {name}: its charge was witnessed, and is not in the ledger")
+        if not isinstance(charge, Charged):
+            self._findings.add(None, "lost-charge", "a witnessed charge that cannot be read is not in the ledger")
+            return
+        identity = (charge.run, charge.submission)
+        if entry.kind == "charge":
+            # Charged before a restore and again after it: both were spent, so each needs a recovered charge of its own.
+            self._lost[identity] += 1
+            is_spent = self._lost[identity] <= self._history.recovered[identity]
+        else:
+            is_spent = charge.run in self._history.runs
+        if not is_spent:
+            why = f"run {charge.run}: its charge was witnessed, and is not in the ledger"
+            self._findings.add(None, "lost-charge", why)
 
 
 def _read(path: Path) -> tuple[list[Countersigned], dict[str, dict[str, object]]]:

@@ -12,6 +12,7 @@ from ledgers import Institution, Row, resigned, rich_institution, rows_of, writt
 from privet.privacy.audit.replay import Audit, audit_ledger
 from privet.privacy.budget.keys import SigningKey
 from privet.privacy.budget.ledger import Entry
+from privet.privacy.budget.recovery import recover
 from privet.privacy.errors import LedgerError
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -260,3 +261,24 @@ def test_every_signature_is_over_what_stands_in_the_file(tmp_path: Path, house: 
     audit = audited(tmp_path, [*rows[:3], row, *rows[4:]], house)
     assert "signature" in codes(audit, 4)
     assert "previous" in codes(audit, 5)
+
+
+def test_recovered_ledger_holds_and_recovers_every_charge(tmp_path: Path) -> None:
+    """Rolled back, the same run charged again, then recovered: both charges were spent, and one alone is not enough."""
+    house = Institution(tmp_path / "house")
+    house.open()
+    house.ledger.close()
+    shutil.copytree(house.folder, tmp_path / "backup")
+    again = Institution(house.folder, key=house.key, clock=house.clock)
+    submission = again.submission("run-1")
+    assert again.admit(submission)
+    again.witness("hospital-a")
+    restored = Institution(tmp_path / "backup", key=house.key, clock=house.clock)
+    restored.clock()
+    assert restored.admit(submission)
+    given = {"public_key": house.key.public, "witness": again.witness_path}
+    assert {"forked", "lost-charge"} <= codes(audit_ledger(restored.path, **given))
+    recover(restored.accounts, again.witness_path)
+    audit = audit_ledger(restored.path, **given)
+    assert audit.violations == ()
+    assert audit.history.accounts["ward"].spent_epsilon == 2 * audit.history.runs["run-1"].epsilon
