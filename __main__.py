@@ -11,6 +11,8 @@ import typer
 from . import __version__
 from .client.cli import tasks
 from .client.dataset_cli import dataset_app
+from .privacy.audit.cli import audit_app
+from .privacy.audit.recomputed import LowerEstimate
 from .privacy.budget.cli import budget_app
 from .privacy.cli import plan_app
 from .privacy.errors import PlanError, PrivetError
@@ -31,6 +33,18 @@ app.add_typer(plan_app, name="plan")
 app.command()(tasks)
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(budget_app, name="budget")
+
+
+def _further_accountants() -> list[LowerEstimate]:
+    """Opacus' PRV, where torch is installed: `privacy/` knows neither."""
+    try:
+        from .client.prv import prv_lower_estimate
+    except ImportError:
+        return []
+    return [prv_lower_estimate]
+
+
+app.add_typer(audit_app(_further_accountants), name="audit")
 
 
 def _show_version(asked: bool) -> None:

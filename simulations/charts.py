@@ -1,9 +1,4 @@
-"""Small inline SVG drawings for the report: no script, and no colour of their own.
-
-Rules. Only classes are set here, the page's style sheet colours them (light, dark, print). What is not finite
-is not drawn. Every text goes through `Markup.format`, which escapes it. Every drawing has a title and a
-description, so that it can be read aloud. Coordinates are user units of one view box, `WIDTH` wide.
-"""
+"""The drawings of the simulator's report, made of `privacy/page/drawing.py`. What is not finite is not drawn."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,9 +7,8 @@ from typing import TypeAlias
 
 from markupsafe import Markup
 
-WIDTH = 440
-HEIGHT = 264
-LEFT, RIGHT, TOP, BOTTOM = 42, 58, 14, 34
+from ..privacy.page.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Caption, line, plain, svg, text, ticks
+
 LABEL_GAP = 15  # between two labels at the end of lines, so that they never overlap
 MOST_HOVERED = 120  # points of one line that answer to the pointer; more only make the page heavy
 MOST_LARGE_DOTS = 40  # loose dots before they shrink, so as not to cover the line
@@ -42,32 +36,6 @@ class Bar:
     executed: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Caption:
-    """What a drawing says to those who cannot see it; `key` is unique in the page."""
-
-    key: str
-    title: str
-    description: str
-
-
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers, evenly spaced, that enclose low and high.
-
-    >>> ticks(0, 0.91)
-    [0.0, 0.25, 0.5, 0.75, 1.0]
-    """
-    rough = ((high - low) or abs(high) or 1.0) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next((power * nice for nice in (1, 2, 2.5, 5) if rough <= power * nice), power * 10)
-    return [float(f"{step * i:.12g}") for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
-
-
-def plain(value: float) -> str:
-    """A number as short as it can be written."""
-    return f"{value:g}"
-
-
 def line_chart(caption: Caption, series: Sequence[Series], form: Form, axis: Form = plain) -> Markup:
     """Values by round, from zero up; empty when there is nothing finite to draw.
 
@@ -82,7 +50,7 @@ def line_chart(caption: Caption, series: Sequence[Series], form: Form, axis: For
     frame = _Frame(max([*rounds, 1.0]), tuple(ticks(min([0.0, *values]), max(values))))
     parts = [*_axes(frame, axis), *(_draw(frame, one, form) for one in drawn)]
     ends = [(one.kind, *one.points[-1]) for one in drawn if one.is_line]
-    return _svg(caption, HEIGHT, [*parts, *_end_labels(frame, ends, form)])
+    return svg(caption, HEIGHT, [*parts, *_end_labels(frame, ends, form)])
 
 
 def named_bars(caption: Caption, bars: Sequence[Bar]) -> Markup:
@@ -96,19 +64,19 @@ def named_bars(caption: Caption, bars: Sequence[Bar]) -> Markup:
 
     parts = []
     for mark in ticks(0, high):
-        parts.append(_line("grid", x(mark), TOP, x(mark), bottom))
-        parts.append(_text("middle", x(mark), bottom + 18, plain(mark)))
+        parts.append(line("grid", x(mark), TOP, x(mark), bottom))
+        parts.append(text("middle", x(mark), bottom + 18, plain(mark)))
     for row, bar in enumerate(bars):
         middle = TOP + pitch * (row + 0.5)
-        parts.append(_text("end name", left - 8, middle + 4, _short(bar.name)))
+        parts.append(text("end name", left - 8, middle + 4, _short(bar.name)))
         if bar.executed is not None:
-            parts.append(_line("bar executed", x(0), middle, x(bar.executed), middle, min(9, pitch * 0.55)))
+            parts.append(line("bar executed", x(0), middle, x(bar.executed), middle, min(9, pitch * 0.55)))
         if bar.charged is not None:
             place, reach = x(bar.charged), pitch * 0.36
-            parts.append(_line("mark charged", place, middle - reach, place, middle + reach))
+            parts.append(line("mark charged", place, middle - reach, place, middle + reach))
         else:
-            parts.append(_text("start none", x(0) + 4, middle + 4, "nothing charged"))
-    return _svg(caption, round(bottom + BOTTOM - 8), parts)
+            parts.append(text("start none", x(0) + 4, middle + 4, "nothing charged"))
+    return svg(caption, round(bottom + BOTTOM - 8), parts)
 
 
 def column_strip(caption: Caption, bars: Sequence[Bar]) -> Markup:
@@ -121,13 +89,13 @@ def column_strip(caption: Caption, bars: Sequence[Bar]) -> Markup:
     for column, bar in enumerate(ordered):
         x = frame.x(column + 0.5)
         if bar.executed is not None:
-            parts.append(_line("bar executed", x, frame.y(0), x, frame.y(bar.executed), width))
+            parts.append(line("bar executed", x, frame.y(0), x, frame.y(bar.executed), width))
         if bar.charged is not None:
             y = frame.y(bar.charged)
-            parts.append(_line("mark charged", x - pitch / 2, y, x + pitch / 2, y))
+            parts.append(line("mark charged", x - pitch / 2, y, x + pitch / 2, y))
     words = f"{len(ordered)} institutions, lowest executed first"
-    parts.append(_text("middle", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, words))
-    return _svg(caption, HEIGHT, parts)
+    parts.append(text("middle", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, words))
+    return svg(caption, HEIGHT, parts)
 
 
 def waffle(caption: Caption, right: int, reference: int) -> Markup:
@@ -137,7 +105,7 @@ def waffle(caption: Caption, right: int, reference: int) -> Markup:
     for place in range(100):
         kind = "right" if place < right else "lost" if place < reference else "wrong"
         parts.append(cell.format(kind, place % columns * pitch + 1, place // columns * pitch + 1))
-    return _svg(caption, 5 * pitch, parts)
+    return svg(caption, 5 * pitch, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +134,15 @@ def _grid(frame: _Frame, axis: Form) -> list[Markup]:
     parts = []
     for mark in frame.marks:
         y = frame.y(mark)
-        parts.append(_line("grid" if mark else "ground", LEFT, y, WIDTH - RIGHT, y))
-        parts.append(_text("end", LEFT - 8, y + 4, axis(mark)))
+        parts.append(line("grid" if mark else "ground", LEFT, y, WIDTH - RIGHT, y))
+        parts.append(text("end", LEFT - 8, y + 4, axis(mark)))
     return parts
 
 
 def _axes(frame: _Frame, axis: Form) -> list[Markup]:
     rounds = [mark for mark in ticks(0, frame.last_round) if mark.is_integer() and mark <= frame.last_round]
-    labels = [_text("middle", frame.x(mark), HEIGHT - 12, f"{mark:.0f}") for mark in rounds[1:]]
-    return [*_grid(frame, axis), _text("middle", frame.x(0), HEIGHT - 12, "round 0"), *labels]
+    labels = [text("middle", frame.x(mark), HEIGHT - 12, f"{mark:.0f}") for mark in rounds[1:]]
+    return [*_grid(frame, axis), text("middle", frame.x(0), HEIGHT - 12, "round 0"), *labels]
 
 
 def _draw(frame: _Frame, series: Series, form: Form) -> Markup:
@@ -198,28 +166,9 @@ def _end_labels(frame: _Frame, ends: Iterable[tuple[str, float, float]], form: F
     labels, lowest = [], dict[float, float]()
     for kind, x, y in sorted(ends, key=lambda end: -end[2]):
         lowest[x] = max(frame.y(y), lowest.get(x, -math.inf) + LABEL_GAP)
-        labels.append(_text(f"start value {kind}", frame.x(x) + 8, lowest[x] + 4, form(y)))
+        labels.append(text(f"start value {kind}", frame.x(x) + 8, lowest[x] + 4, form(y)))
     return labels
 
 
 def _short(name: str) -> str:
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
-
-
-def _text(kind: str, x: float, y: float, words: str) -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(kind, x, y, words)
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float, width: float | None = None) -> Markup:
-    thick = Markup("") if width is None else Markup(' stroke-width="{:.2f}"').format(width)
-    drawn = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"{}/>')
-    return drawn.format(kind, x1, y1, x2, y2, thick)
-
-
-def _svg(caption: Caption, height: int, parts: Iterable[Markup]) -> Markup:
-    head = Markup(
-        '<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {w} {h}" '
-        'aria-labelledby="{k}-t {k}-d">'
-        '<title id="{k}-t">{t}</title><desc id="{k}-d">{d}</desc>'
-    ).format(w=WIDTH, h=height, k=caption.key, t=caption.title, d=caption.description)
-    return head + Markup("").join(parts) + Markup("</svg>")

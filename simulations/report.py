@@ -12,11 +12,12 @@ from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jinja2
 from markupsafe import Markup
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat, model_validator
 
-from .charts import Bar, Caption, Series, column_strip, line_chart, named_bars, waffle
+from ..privacy.page.drawing import Caption
+from ..privacy.page.pages import rendered
+from .charts import Bar, Series, column_strip, line_chart, named_bars, waffle
 
 MOST_NODES_NAMED = 40  # rows of a table that a person still reads
 MOST_NODES_DRAWN_BY_NAME = 16  # rows that fit beside a chart by round
@@ -127,16 +128,8 @@ def write_report(result: Mapping[str, object], path: Path) -> None:
     escapes every name.
     """
     shown = _Result.model_validate(result)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    forms = (_percent, _epsilon, _count, _duration, _number, _described)
-    environment.filters.update({form.__name__.lstrip("_"): form for form in forms})
-    page = environment.get_template("report.html.j2").render(_view(shown))
+    forms = {form.__name__.lstrip("_"): form for form in (_percent, _epsilon, _count, _duration, _number, _described)}
+    page = rendered(Path(__file__).parent / "report.html.j2", _view(shown), forms)
     path.write_text(page, encoding="utf-8")
 
 

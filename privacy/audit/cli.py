@@ -1,0 +1,120 @@
+"""`privet audit`: verify a ledger with nothing but its file, a public key and a witness; hand over a public key."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from ..budget.keys import SigningKey
+from ..errors import PrivetError, UsageError
+from .claims import TRUST, as_json, claims_of, refusal_lines, sentences, verdict
+from .keyfile import fingerprint, pem_of, read_public_key
+from .recomputed import LowerEstimate
+from .replay import Audit, audit_ledger
+
+_MOST_REFUSALS = 20  # lines on a terminal; --json and --report have them all
+_HOME = "PRIVET_HOME"
+
+# Where further accountants come from: privacy knows no torch, so the program's door hands them in.
+FindChecks = Callable[[], Sequence[LowerEstimate]]
+
+
+class AuditFailedError(PrivetError):
+    """A ledger with violations, all of them printed."""
+
+
+def audit_app(find_checks: FindChecks = tuple) -> typer.Typer:
+    """The commands. `find_checks` gives the accountants that are installed besides PLD and RDP."""
+    app = typer.Typer(help="Verify a ledger, offline and without trusting it.", no_args_is_help=True)
+
+    @app.command("ledger")
+    def ledger(
+        file: Annotated[Path, typer.Argument(help="The ledger's file.", metavar="FILE")],
+        witness: Annotated[Path | None, typer.Option(help="The server's witness file of this node.")] = None,
+        key: Annotated[Path | None, typer.Option(help="The institution's public key: PEM or 64 hex digits.")] = None,
+        report: Annotated[Path | None, typer.Option(help="Write a page for a data protection officer.")] = None,
+        json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Replay a ledger: chain, signatures, witness, every charge, plan against execution; say what it claims."""
+        _check_report(report, (file, witness, key))
+        public = read_public_key(key) if key else None
+        with _progress() as progress:
+            audit = audit_ledger(file, public_key=public, witness=witness, progress=progress, checks=find_checks())
+        claims = claims_of(audit)
+        if report is not None:
+            from .report import write_report
+
+            write_report(audit, claims, report)
+        if json_:
+            print(json.dumps(as_json(audit, claims)))
+        else:
+            print("\n".join(_lines(audit)))
+        if not audit.holds:
+            raise AuditFailedError(
+                f"{file}: {sum(audit.counts.values())} violations",
+                "keep the file as evidence, and ask the institution for the entries that are named",
+            )
+
+    @app.command("key")
+    def show_key(
+        home: Annotated[Path | None, typer.Option(envvar=_HOME, help="The institution's folder.")] = None,
+        passphrase_file: Annotated[Path | None, typer.Option(help="The key's passphrase, in a file.")] = None,
+    ) -> None:
+        """Print this institution's public key, to hand over to an auditor."""
+        folder = home or Path.home() / ".privet"
+        public = SigningKey.load(folder / "key.pem", _passphrase(passphrase_file)).public
+        print(f"# privet public key {public}\n# fingerprint {fingerprint(public)}\n{pem_of(public)}", end="")
+
+    return app
+
+
+def _lines(audit: Audit) -> list[str]:
+    claims = claims_of(audit)
+    owner = f"{claims.purpose} ledger of {claims.owner}" if claims.owner else "a ledger without an opening"
+    lines = [verdict(audit), f"ledger: {owner}"]
+    if claims.purpose == "simulation":
+        lines.append(f"note: {claims.excluded[0]}")
+    if audit.public_key:
+        lines.append(f"key: {audit.public_key}, fingerprint {fingerprint(audit.public_key)}")
+    for account in claims.accounts:
+        lines += sentences(account)
+    lines += [
+        f"trust: {TRUST}",
+        f"released: {claims.releases} answers",
+        *refusal_lines(audit.history, _MOST_REFUSALS),
+        f"accountants: PLD, RDP as upper bound{', PRV as lower estimate' if audit.checks else ''}",
+        *(f"assumed: {words}" for words in claims.assumed),
+        *(f"excluded: {words}" for words in claims.excluded),
+        *(f"note: {note}" for note in audit.notes),
+        *(f"violation: {violation}" for violation in audit.violations),
+    ]
+    dropped = sum(audit.counts.values()) - len(audit.violations)
+    return [*lines, *([f"violation: {dropped} more like these"] if dropped else [])]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("replaying", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _check_report(report: Path | None, inputs: Sequence[Path | None]) -> None:
+    if report is None:
+        return
+    if any(path is not None and path.exists() and report.exists() and path.samefile(report) for path in inputs):
+        raise UsageError(f"--report {report} would overwrite what is audited", "give another name")
+    if report.is_dir() or not report.absolute().parent.is_dir():
+        raise UsageError(f"--report {report}: not a file that can be written", "give a file in a folder that is there")
+
+
+def _passphrase(path: Path | None) -> bytes | None:
+    if path is not None:
+        return path.read_bytes().rstrip(b"\r\n") or None
+    return os.environ.get("PRIVET_PASSPHRASE", "").encode() or None

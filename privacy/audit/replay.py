@@ -1,0 +1,192 @@
+"""Replay: read a ledger from its first entry, trust nothing in it, and say everything that is wrong.
+
+It needs the file, the institution's public key and the witness; without a key a ledger is at best consistent with
+itself, and without a witness its end may have been cut off. Snapshots are ignored. Nothing that the guard computed is
+believed: sums are added anew (`history.py`), costs are recomputed from the plans' own texts (`charges.py`,
+`recomputed.py`). A hostile file makes violations or a LedgerError, never a traceback.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..budget.ledger import FORMAT, Entry
+from ..errors import LedgerError
+from .bodies import (
+    KINDS,
+    AccountOpened,
+    Answered,
+    Begun,
+    Body,
+    Charged,
+    Closed,
+    DatasetAdded,
+    DatasetRemoved,
+    MalformedBodyError,
+    Opened,
+    Raised,
+    Recovered,
+    Refused,
+    Released,
+    Witnessed,
+    read_body,
+)
+from .chain import Chain
+from .charges import ChargeAuditor
+from .declarations import DeclarationAuditor
+from .history import History, Refusal
+from .reading import LedgerFile, opened
+from .recomputed import LowerEstimate, Recomputation
+from .rounds import RoundAuditor
+from .violations import Findings, Violation
+from .witnessed import WitnessAuditor, WitnessFound
+
+Progress = Callable[[int, int], None]
+_PROGRESS_EVERY = 250  # entries, some 40 ms
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What an audit found. `violations` holds at most 1000 of each code, `counts` knows how many there are.
+
+    `public_key`: what the signatures were checked against; `is_key_given`: whether it came from outside of the file.
+    `witness`: None where none was given. `checks`: how many accountants besides PLD and RDP looked at each charge.
+    """
+
+    path: Path
+    entries: int
+    head: Entry | None
+    public_key: str | None
+    is_key_given: bool
+    witness: WitnessFound | None
+    checks: int
+    history: History
+    violations: tuple[Violation, ...]
+    counts: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is wrong with what could be checked."""
+        return not self.violations
+
+    @property
+    def not_witnessed(self) -> int:
+        """Entries after the last one that the witness bears out."""
+        return self.entries - (self.witness.sequence if self.witness else 0)
+
+
+def audit_ledger(
+    path: Path,
+    *,
+    public_key: str | None = None,
+    witness: Path | None = None,
+    progress: Progress | None = None,
+    checks: Sequence[LowerEstimate] = (),
+) -> Audit:
+    """Replay a ledger; raise LedgerError where the file is not one, or of a newer format.
+
+    `public_key`: the institution's, 64 hexadecimal digits, got from the institution and not from the file.
+    `checks`: further accountants, each a lower estimate of epsilon by (events, delta).
+    """
+    with opened(path) as file:
+        replay = _Replay(file, public_key, witness, checks)
+        replay.run(progress or (lambda done, total: None))
+    chain, findings = replay.chain, replay.findings
+    found = replay.witness.finish(chain.hashes, chain.public)
+    return Audit(
+        path=path,
+        entries=file.count,
+        head=chain.head,
+        public_key=chain.public,
+        is_key_given=public_key is not None,
+        witness=found,
+        checks=len(checks),
+        history=replay.history,
+        violations=tuple(findings.violations),
+        counts=dict(findings.counts),
+        notes=tuple(findings.notes),
+    )
+
+
+class _Replay:
+    def __init__(
+        self, file: LedgerFile, given: str | None, witness: Path | None, checks: Sequence[LowerEstimate]
+    ) -> None:
+        self.findings, self.history = Findings(), History()
+        named = _named_key(file)
+        self.chain = Chain(file, given or named, self.findings)
+        self._total, self._given = file.count, given
+        self._declarations = DeclarationAuditor(self.history, self.findings)
+        self._charges = ChargeAuditor(self.history, Recomputation(checks), self.findings)
+        self._rounds = RoundAuditor(self.history, self.findings)
+        self.witness = WitnessAuditor(witness, self.history, self.findings)
+
+    def run(self, progress: Progress) -> None:
+        for number, entry in enumerate(self.chain.entries(), start=1):
+            self._read(entry)
+            if number % _PROGRESS_EVERY == 0:
+                progress(number, self._total)
+        if self.history.opening is None:
+            self.findings.add(None, "opening", "the ledger has no opening: it does not say whose it is")
+        progress(self._total, self._total)
+
+    def _read(self, entry: Entry) -> None:
+        if entry.kind not in KINDS:
+            self.findings.add(entry.sequence, "unknown-kind", f"kind {entry.kind!r}")
+            return
+        try:
+            body = read_body(entry.kind, entry.body)
+        except MalformedBodyError as error:
+            self.findings.add(entry.sequence, "malformed", f"{entry.kind}: {error}")
+            return
+        self._apply(entry.sequence, entry.time, body)
+
+    def _apply(self, entry: int, time: str, body: Body) -> None:
+        match body:
+            case Opened():
+                self._declarations.opened(entry, body, self._given)
+            case AccountOpened():
+                self._declarations.account(entry, time, body)
+            case Raised():
+                self._declarations.raised(entry, time, body)
+            case Closed():
+                self._declarations.closed(entry, time, body)
+            case DatasetAdded():
+                self._declarations.dataset(entry, body)
+            case DatasetRemoved():
+                self._declarations.dataset_removed(entry, body)
+            case Charged():
+                self._charges.audit(entry, time, body)
+            case Released():
+                self._rounds.release(entry, time, body)
+            case Begun():
+                self._rounds.begin(entry, time, body)
+            case Answered():
+                self._rounds.answer(entry, time, body)
+            case Witnessed():
+                self.witness.entry(entry, body, self.chain.hashes)
+            case Recovered():
+                self.history.recovered_heads.add((body.head_sequence, body.head_hash))
+            case Refused():
+                self.history.refusals.append(Refusal(entry, time, body))
+
+
+def _named_key(file: LedgerFile) -> str | None:
+    """The key that the first entry names; raise LedgerError where it says that this program cannot read the rest."""
+    first = next(file.rows(), None)
+    if first is None:
+        raise LedgerError("an empty ledger: it has no entries", "give the ledger's file")
+    if not isinstance(first, Entry) or first.kind != "opened":
+        return None
+    try:
+        body = read_body("opened", first.body)
+    except MalformedBodyError:
+        return None
+    assert isinstance(body, Opened), "what KINDS gives for it"
+    if body.format != FORMAT:
+        raise LedgerError(
+            f"a ledger of format {body.format}, this program reads {FORMAT}",
+            "audit it with the version of privet that wrote it, or a newer one",
+        )
+    return body.public_key

@@ -1,0 +1,1 @@
+"""Pages that explain themselves: one file of HTML, nothing fetched, no script, everything escaped."""
