@@ -14,7 +14,6 @@ from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledgers import declared, opened
 from privet.client.answers import Answers
 from privet.client.app import client_app
 from privet.client.node import Node
@@ -29,6 +28,7 @@ from privet.privacy.errors import REFUSAL_CODES, Refusal
 from privet.privacy.parameters import Array, Parameters
 from privet.privacy.submission import Submission
 from privet.simulations.grid import LocalGrid
+from signed_ledgers import declared, opened
 
 MOMENT = datetime(2026, 11, 22, 13, 0, tzinfo=UTC)
 Make = Callable[..., Submission]

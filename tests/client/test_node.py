@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ledgers import DATASET, DECLARED, declared, guard_of, key_of, opened
 from privet.client.answers import Answer, Answers
 from privet.client.node import Node, Request, Workshop, public_randomness
 from privet.client.randomness import Randomness, SystemRandomness
@@ -22,6 +21,7 @@ from privet.privacy.budget.witness import Countersigned, Head, Witness
 from privet.privacy.errors import LedgerError, Refusal, RefusedError
 from privet.privacy.parameters import Array, Parameters
 from privet.privacy.submission import Submission
+from signed_ledgers import DATASET, DECLARED, declared, guard_of, key_of, opened
 
 MOMENT = datetime(2026, 11, 22, 13, 0, tzinfo=UTC)
 Make = Callable[..., Submission]

@@ -26,6 +26,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "server/federation.py",
         "server/replies.py",
         "server/strategies.py",
+        "server/witnesses.py",
         "simulations/flower.py",
         "simulations/grid.py",
         "simulations/scenario.py",

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import rfc8785
-from ledgers import ACCOUNT, DATASET, DECLARED, declared, guard_of, opened, read
 from privet.privacy.budget.accounting import epsilon_of, rounded_up
 from privet.privacy.budget.accounts import AccountBook, AccountTerms
 from privet.privacy.budget.events import SampledGaussian
@@ -21,6 +20,7 @@ from privet.privacy.budget.guard import Attempt, Guard
 from privet.privacy.budget.ledger import Ledger
 from privet.privacy.errors import LedgerError, Refusal, RefusedError
 from privet.privacy.submission import Submission
+from signed_ledgers import ACCOUNT, DATASET, DECLARED, declared, guard_of, opened, read
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 EVALUATION = ("evaluation.every=2", "evaluation.noise-multiplier=20.0")

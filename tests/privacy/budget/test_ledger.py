@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledgers import key_of, opened, read
 from privet.privacy.budget.accounts import AccountBook, AccountTerms
 from privet.privacy.budget.keys import SigningKey
 from privet.privacy.budget.ledger import ENTRY, SNAPSHOT, Entry, Ledger
 from privet.privacy.errors import LedgerError
+from signed_ledgers import key_of, opened, read
 
 COLUMNS = ("sequence", "time", "kind", "body", "previous", "hash", "signature")
 NOTE = "note"  # a kind that means nothing to the account book
