@@ -139,14 +139,15 @@ class Guard:
 
         `witnessed`, checked before, is kept in the same step.
         Raises RefusedError for an attempt that was spent without an answer, differs from the one that began, or lies
-        beyond the charge.
+        beyond the charge; ValueError for a submission that was not admitted.
         """
         try:
             with self._accounts.transaction():
-                run = self._accounts.catch_up().runs[submission.run_id]
+                run = self._admitted(submission)
+                if run is None:
+                    raise ValueError(f"{submission.run_id} was not admitted")
                 if attempt.key in run.begun:
                     return _kept(run, attempt)
-                self._admitted(submission)
                 _check_within_charge(run, submission.plan, attempt)
                 if witnessed is not None:
                     self._append_witnessed(witnessed)
@@ -159,12 +160,16 @@ class Guard:
         return None
 
     def answered(self, submission: Submission, attempt: Attempt, answer_hash: str, done: Mapping[str, str]) -> None:
-        """Record the durable answer to a begun attempt, before its first byte is sent.
+        """Record the durable answer to a begun attempt, once, before its first byte is sent.
 
         `done`: what the trainer says that it did (noise multiplier, clip norm, sampling rate, steps) and with what
         (code hash, versions); the auditor compares it with the plan.
         """
-        self._ledger.append("answer", _attempt_body(submission, attempt) | {"answer": answer_hash} | dict(done))
+        with self._accounts.transaction():
+            run = self._admitted(submission)
+            if run is None or run.begun.get(attempt.key) != attempt.request_hash or attempt.key in run.answered:
+                raise ValueError(f"{attempt.key} did not begin so, or was answered already")
+            self._ledger.append("answer", dict(done) | _attempt_body(submission, attempt) | {"answer": answer_hash})
         self._accounts.catch_up()
         self._accounts.note_progress()
 

@@ -56,10 +56,16 @@ class SigningKey:
 
     @classmethod
     def _load(cls, path: Path, passphrase: bytes | None) -> Self:
-        if os.name == "posix" and path.stat().st_mode & 0o077:
-            raise LedgerError(f"{path}: others may read this key", f"chmod 600 {path}, and ask who has read it")
         try:
-            key = serialization.load_pem_private_key(path.read_bytes(), passphrase)
+            if os.name == "posix" and path.stat().st_mode & 0o077:
+                raise LedgerError(f"{path}: others may read this key", f"chmod 600 {path}, and ask who has read it")
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise LedgerError(f"{path}: cannot be read: {error.strerror}", "give a file that can be read") from None
+        try:
+            key = serialization.load_pem_private_key(content, passphrase)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise LedgerError(
                 f"{path}: not a key that opens with this passphrase", "give the right passphrase, or restore the key"
@@ -95,10 +101,11 @@ def is_signed(public: str, purpose: str, message: bytes, signature: str) -> bool
     """Whether the holder of the public key (hexadecimal) signed this message for this purpose."""
     try:
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
-        key.verify(bytes.fromhex(signature), _framed(purpose, message))
+        raw = bytes.fromhex(signature)
+        key.verify(raw, _framed(purpose, message))
     except (ValueError, InvalidSignature):
         return False
-    return True
+    return signature == raw.hex()  # one way to write it: `fromhex` skips spaces and takes capitals
 
 
 def _framed(purpose: str, message: bytes) -> bytes:

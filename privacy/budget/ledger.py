@@ -240,8 +240,11 @@ class Ledger:
         raise sqlite3.OperationalError("database is locked")
 
     def _check_opening(self, purpose: Purpose, owner: str) -> None:
-        opening = self.entry(1)
-        content = opening.content if opening and opening.kind == "opened" else {}
+        opening = next(self.entries(), None)
+        try:
+            content = dict(opening.content) if opening and opening.kind == "opened" else {}
+        except (ValueError, TypeError):
+            raise LedgerError(f"{self.path}: entry 1 is not what this institution wrote", RESTORE) from None
         if content.get("format") != FORMAT:
             raise LedgerError(f"{self.path}: a ledger of format {content.get('format')}, not {FORMAT}", _NEWER)
         if (content.get("purpose"), content.get("owner")) != (purpose, owner):

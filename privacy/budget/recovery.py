@@ -8,6 +8,8 @@ The rules:
 4. A charge needs its account. An account that the backup lost too is opened again first, at the same unit; the
    divergence is computed anew for the account's order.
 5. Asked twice, the second time changes nothing.
+6. Each number up to the witnessed head's is used up, by an entry `lost` where no other took it: two entries of one
+   number would be a fork. So the next head is larger than the witnessed one, and is countersigned with its charges.
 """
 
 from collections import defaultdict
@@ -64,7 +66,9 @@ def recover(accounts: AccountBook, witness: Path) -> Recovered:
         for body in bodies:
             accounts.ledger.append("recovered-charge", body)
         if bodies or not is_known:
-            accounts.ledger.append("recovered", {"head_sequence": str(head.sequence), "head_hash": head.hash})
+            last = accounts.ledger.append("recovered", {"head_sequence": str(head.sequence), "head_hash": head.hash})
+            for number in range(last.sequence + 1, head.sequence + 1):
+                accounts.ledger.append("lost", {"entry": str(number)})
     accounts.catch_up()
     return Recovered(head, not is_known, tuple(_told(accounts.book, body) for body in bodies))
 

@@ -1,7 +1,9 @@
 """The ClientApp over the in-process Grid: what a hostile server sends comes back as one code of a closed list."""
 
+import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,17 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from privet.client.answers import Answers
 from privet.client.app import client_app
-from privet.client.node import Dataset, Node
+from privet.client.node import Node
 from privet.client.randomness import Randomness
 from privet.client.tasks.protocol import Partition, Records
 from privet.privacy.budget.guard import Guard
-from privet.privacy.budget.ledger import Ledger
+from privet.privacy.budget.keys import SigningKey
+from privet.privacy.budget.witness import COUNTERSIGNED, Countersigned, Head, head_text, read_countersigned, read_head
 from privet.privacy.channel import words
 from privet.privacy.channel.arrays import to_parameters, to_record
 from privet.privacy.errors import REFUSAL_CODES, Refusal
 from privet.privacy.parameters import Array, Parameters
 from privet.privacy.submission import Submission
 from privet.simulations.grid import LocalGrid
+from signed_ledgers import declared, opened
 
 MOMENT = datetime(2026, 11, 22, 13, 0, tzinfo=UTC)
 Make = Callable[..., Submission]
@@ -53,6 +57,9 @@ class Trainer:
         self.touched += 1
         return {"accuracy": 7.0}
 
+    def done(self) -> dict[str, str]:
+        return {"steps": "1"}
+
 
 class Wire:
     """A node behind its ClientApp, and the Grid that a server would ask it through."""
@@ -60,14 +67,14 @@ class Wire:
     def __init__(self, folder: Path) -> None:
         self.trainer = Trainer()
         self.answers = folder / "answers"
-        ledger = Ledger.open(folder / "ledger.sqlite", purpose="simulation", owner="node-1")
+        self.ledger = opened(folder / "ledger.sqlite")
         share = Partition(Records(torch.zeros(1, 1), torch.zeros(1)), torch.zeros(1))
         self.node = Node(
             "node-1",
-            Dataset("synthetic", "synthetic", share, 1000),
-            Guard(ledger, 1000),
+            share,
+            Guard(declared(self.ledger, size=1000), "synthetic"),
             Answers(self.answers),
-            lambda submission, dataset: self.trainer,
+            lambda submission, dataset, source: self.trainer,
             clock=lambda: MOMENT,
         )
         self.find_node: Callable[[Context], Node] = lambda context: self.node
@@ -113,9 +120,9 @@ def test_node_gives_its_initial_model(wire: Wire, make_submission: Make) -> None
     assert wire.trainer.touched == 0
 
 
-def test_update_leaves_with_the_declared_size_and_nothing_else(wire: Wire, make_submission: Make) -> None:
+def test_update_leaves_with_declared_size_and_head_and_nothing_else(wire: Wire, make_submission: Make) -> None:
     reply = wire.ask(words.TRAIN, content(make_submission(private=True)))
-    assert set(reply.content) == {words.ARRAYS, words.METRICS}
+    assert set(reply.content) == {words.ARRAYS, words.METRICS, words.LEDGER}
     assert dict(reply.content.metric_records[words.METRICS]) == {words.DECLARED_SIZE: 1000}
     assert to_parameters(reply.content.array_records[words.ARRAYS])["weight"].tolist() == [[1.0] * 3] * 2
 
@@ -124,7 +131,69 @@ def test_evaluation_leaves_with_the_sums_that_the_plan_names(wire: Wire, make_su
     submission = make_submission("evaluation.every=1", "evaluation.noise-multiplier=9.0", private=True)
     reply = wire.ask(words.EVALUATE, content(submission))
     assert dict(reply.content.metric_records[words.METRICS]) == {words.DECLARED_SIZE: 1000, "accuracy": 7.0}
-    assert set(reply.content) == {words.METRICS}
+    assert set(reply.content) == {words.METRICS, words.LEDGER}
+
+
+def test_head_and_new_charges_leave_with_every_answer(wire: Wire, make_submission: Make) -> None:
+    submission = make_submission(private=True)
+    told = wire.ask(words.TRAIN, content(submission)).content.config_records[words.LEDGER]
+    assert set(told) == {words.HEAD, words.CHARGES}
+    head, newest = read_head(told[words.HEAD]), wire.ledger.head()
+    assert newest is not None
+    assert (head.owner, head.sequence, head.hash) == ("node-1", newest.sequence, newest.hash)
+    assert head.is_signed()
+    (charge,) = json.loads(str(told[words.CHARGES]))
+    assert (charge["kind"], json.loads(charge["body"])["run"]) == ("charge", "run-1")
+    witnessed = countersigned(head)
+    again = wire.ask(words.TRAIN, content(submission, **{words.ATTEMPT: 2, words.WITNESSED: head_text(witnessed)}))
+    assert again.content.config_records[words.LEDGER][words.CHARGES] == "[]"
+    assert "witnessed" in kinds(wire)
+
+
+def test_countersignature_may_come_alone(wire: Wire) -> None:
+    head, _ = wire.node.head(None)
+    assert not wire.ask(words.WITNESS, witnessed_by(head_text(countersigned(head)))).has_error()
+    assert kinds(wire)[-1] == "witnessed"
+    assert not wire.ask(words.WITNESS, RecordDict()).has_error()  # there was nothing to countersign yet
+
+
+def test_ledger_that_lacks_what_was_witnessed_is_behind(wire: Wire) -> None:
+    entry = wire.ledger.head()
+    assert entry is not None
+    head = Head.of("node-1", replace(entry, sequence=99), wire.ledger.key)
+    assert wire.code(words.WITNESS, witnessed_by(head_text(countersigned(head)))) == Refusal.LEDGER_BEHIND
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", "5", "[" * 3000, "x" * 5000, '{"head": {}}', '{"head": 5}', b"\xff", 7]
+)
+def test_attack_countersignature_that_is_none(wire: Wire, make_submission: Make, text: object) -> None:
+    assert wire.code(words.WITNESS, witnessed_by(text)) == Refusal.MALFORMED_REQUEST
+    sent = content(make_submission(private=True), **{words.WITNESSED: text})
+    assert wire.code(words.TRAIN, sent) == Refusal.MALFORMED_REQUEST
+    assert wire.trainer.touched == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"sequence": "4"}, {"sequence": 0}, {"sequence": True}, {"owner": 5}, {"hash": None}]
+)
+def test_attack_countersigned_head_of_other_types(wire: Wire, change: dict[str, object]) -> None:
+    told = json.loads(head_text(countersigned(wire.node.head(None)[0])))
+    told["head"].update(change)
+    assert wire.code(words.WITNESS, witnessed_by(json.dumps(told))) == Refusal.MALFORMED_REQUEST
+
+
+def countersigned(head: Head) -> Countersigned:
+    server = SigningKey.generate()
+    return read_countersigned(head_text(Countersigned(head, server.public, server.sign(COUNTERSIGNED, head.message()))))
+
+
+def witnessed_by(text: object) -> RecordDict:
+    return RecordDict({words.CONFIG: ConfigRecord({words.WITNESSED: text})})  # type: ignore[dict-item]
+
+
+def kinds(wire: Wire) -> list[str]:
+    return [entry.kind for entry in wire.ledger.verified()]
 
 
 KINDS = [words.TRAIN, words.EVALUATE, words.INITIAL]

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,18 +10,24 @@ import numpy as np
 import pytest
 import torch
 from privet.client.answers import Answer, Answers
-from privet.client.node import Dataset, Node, Request, public_randomness
+from privet.client.node import Node, Request, Workshop, public_randomness
 from privet.client.randomness import Randomness, SystemRandomness
-from privet.client.tasks.protocol import Partition, Records
-from privet.privacy.budget.guard import Attempt, Guard
-from privet.privacy.budget.ledger import Ledger
+from privet.client.tasks.protocol import Partition, Records, Source
+from privet.privacy.budget.book import DeclaredDataset
+from privet.privacy.budget.guard import Attempt
+from privet.privacy.budget.keys import SigningKey
+from privet.privacy.budget.ledger import Entry, Ledger
+from privet.privacy.budget.witness import Countersigned, Head, Witness
 from privet.privacy.errors import LedgerError, Refusal, RefusedError
 from privet.privacy.parameters import Array, Parameters
 from privet.privacy.submission import Submission
+from signed_ledgers import DATASET, DECLARED, declared, guard_of, key_of, opened
 
 MOMENT = datetime(2026, 11, 22, 13, 0, tzinfo=UTC)
 Make = Callable[..., Submission]
-DECLARED = 1000
+SIZE = 1000
+SERVER = SigningKey.generate()
+SOURCE = Partition(Records(torch.zeros(1, 1), torch.zeros(1)), torch.zeros(1))
 
 
 def model(value: float = 0.0) -> dict[str, Array]:
@@ -49,6 +55,9 @@ class NotingTrainer:
         self._touch(randomness)
         return {"accuracy": 12.0 + float(randomness.gaussian(1)[0])}
 
+    def done(self) -> dict[str, str]:
+        return {"steps": str(len(self.seen))}
+
     def _touch(self, randomness: Randomness) -> None:
         self.seen.append(entries(self.ledger))
         self.randomness.append(randomness)
@@ -74,27 +83,35 @@ class World:
         self.trainer = NotingTrainer(self.ledger)
         self.built = 0
         self.moment = MOMENT
+        ledger = self.open()
+        declared(ledger, size=SIZE)
+        ledger.close()
         self.node = self.start()
 
-    def start(self) -> Node:
-        records = Records(torch.zeros(1, 1), torch.zeros(1))
-        ledger = Ledger.open(self.ledger, purpose="deployment", owner="hospital")
+    def open(self) -> Ledger:
+        return opened(self.ledger, "deployment", "hospital")
+
+    def start(self, workshop: Workshop | None = None) -> Node:
         return Node(
             name="hospital",
-            dataset=Dataset("synthetic", "synthetic", Partition(records, torch.zeros(1)), DECLARED),
-            guard=Guard(ledger, DECLARED),
+            source=SOURCE,
+            guard=guard_of(self.open()),
             answers=Answers(self.folder / "answers"),
-            workshop=self._build,
+            workshop=workshop or self._build,
             clock=lambda: self.moment,
         )
 
-    def _build(self, submission: Submission, dataset: Dataset) -> NotingTrainer:
+    def _build(self, submission: Submission, dataset: DeclaredDataset, source: Source) -> NotingTrainer:
+        assert (dataset.name, dataset.declared_size, source) == (DATASET, SIZE, SOURCE)
         self.built += 1
         return self.trainer
 
     @property
     def kinds(self) -> list[str]:
-        return [kind for kind, _ in entries(self.ledger)]
+        """What happened since the data set was declared."""
+        found = [kind for kind, _ in entries(self.ledger)]
+        assert found[:3] == DECLARED
+        return found[3:]
 
     def refusal(self, request: Request) -> Refusal:
         touched = len(self.trainer.seen)
@@ -128,10 +145,15 @@ def test_nothing_is_touched_before_the_charge_and_the_begin_are_durable(
     submission = make_submission(*(EVALUATION if private else EVALUATION[:1]), private=private)
     world.node.answer(asked(submission, stage))
     (seen,) = world.trainer.seen
-    assert [kind for kind, _ in seen] == ["opened", "charge", "begin"]
-    assert submission.hash in seen[1][1]
-    assert f'"stage":"{stage}"' in seen[2][1]
-    assert world.kinds == ["opened", "charge", "begin", "answer"]
+    assert [kind for kind, _ in seen] == [*DECLARED, "charge", "begin"]
+    assert submission.hash in seen[3][1]
+    assert f'"stage":"{stage}"' in seen[4][1]
+    assert world.kinds == ["charge", "begin", "answer"]
+
+
+def test_answer_is_entered_with_what_the_trainer_did(world: World, make_submission: Make) -> None:
+    world.node.answer(asked(make_submission(private=True)))
+    assert '"steps":"1"' in entries(world.ledger)[-1][1]
 
 
 def test_answer_is_kept_before_it_is_given(world: World, make_submission: Make) -> None:
@@ -143,7 +165,7 @@ def test_answer_is_kept_before_it_is_given(world: World, make_submission: Make) 
 def test_initial_model_costs_nothing_and_touches_nothing(world: World, make_submission: Make) -> None:
     answer = world.node.answer(asked(make_submission(private=True), "initial"))
     assert answer.parameters["weight"].tolist() == model()["weight"].tolist()
-    assert world.kinds == ["opened"]
+    assert world.kinds == []
     assert world.trainer.seen == []
 
 
@@ -154,7 +176,7 @@ def test_task_or_data_set_of_somebody_else_is_refused_unread(world: World, make_
     assert world.refusal(other_data) == Refusal.UNKNOWN_DATASET
     assert world.refusal(replace(other_task, stage="initial")) == Refusal.UNKNOWN_TASK
     assert world.built == 0
-    assert world.kinds == ["opened"]
+    assert world.kinds == []
 
 
 @pytest.mark.parametrize(
@@ -198,7 +220,7 @@ def test_attack_submission_that_is_not_canonical(
     assert request.submission != good
     assert world.refusal(request) == Refusal.MALFORMED_REQUEST
     assert world.built == 0
-    assert world.kinds == ["opened"]
+    assert world.kinds == []
 
 
 def test_attack_claim_removed_from_a_private_plan(world: World, make_submission: Make) -> None:
@@ -230,7 +252,7 @@ def test_attack_parameters_that_are_not_the_models(
     changed = {k: v for k, v in {**model(), **BAD_PARAMETERS[change]}.items() if v is not None}
     request = replace(asked(make_submission(*EVALUATION, private=True), stage), parameters=changed)  # type: ignore[arg-type]
     assert world.refusal(request) == Refusal.MALFORMED_REQUEST
-    assert world.kinds == ["opened"]
+    assert world.kinds == []
 
 
 @pytest.mark.parametrize(("number", "attempt"), [(0, 1), (1, 0), (-1, 1), (1, -1), (0, 0)])
@@ -324,7 +346,7 @@ def test_task_that_fails_spends_its_attempt(
     submission = make_submission(private=True)
     world.trainer.fails = True
     assert world.refusal(asked(submission)) == Refusal.TASK_FAILED
-    assert world.kinds == ["opened", "charge", "begin"]
+    assert world.kinds == ["charge", "begin"]
     assert "patient 17" in caplog.text  # in the node's own log
     world.trainer.fails = False
     assert world.refusal(asked(submission)) == Refusal.ATTEMPT_SPENT
@@ -343,16 +365,105 @@ def test_failing_attempts_are_counted_to_the_last(world: World, make_submission:
     assert world.refusal(asked(submission, attempt=6)) == Refusal.ROUNDS_EXHAUSTED
 
 
-def test_workshop_that_fails_charges_nothing(world: World, make_submission: Make, tmp_path: Path) -> None:
-    def broken(submission: Submission, dataset: Dataset) -> NotingTrainer:
+def test_workshop_that_fails_charges_nothing(world: World, make_submission: Make) -> None:
+    def broken(submission: Submission, dataset: DeclaredDataset, source: Source) -> NotingTrainer:
         raise RuntimeError("patient 17")
 
-    ledger = Ledger.open(tmp_path / "other.sqlite", purpose="deployment", owner="hospital")
-    node = Node("hospital", world.node.dataset, Guard(ledger, DECLARED), Answers(tmp_path / "other"), broken)
+    world.node = world.start(broken)
+    assert world.refusal(asked(make_submission(private=True))) == Refusal.TASK_FAILED
+    assert world.kinds == []
+
+
+def witness_of(world: World) -> Witness:
+    return Witness(world.folder / "witness.jsonl", "hospital", SERVER)
+
+
+def countersigned(world: World) -> Countersigned:
+    """The node shows its head and what the server does not hold yet, as with every answer."""
+    witness = witness_of(world)
+    head, charges = world.node.head(witness.newest())
+    return witness.countersign(head, [asdict(entry) for entry in charges])
+
+
+def test_node_tells_each_charge_to_its_witness_once(world: World, make_submission: Make) -> None:
+    world.node.answer(asked(make_submission(private=True)))
+    first = countersigned(world)
+    assert [entry.kind for entry in world.node.head(None)[1]] == ["charge"]
+    assert world.node.head(first)[1] == []
+    assert len(witness_of(world).charges) == 1
+
+
+def test_countersignature_that_comes_with_a_request_is_kept_with_its_begin(world: World, make_submission: Make) -> None:
+    submission = make_submission(private=True)
+    world.node.answer(asked(submission))
+    newest = countersigned(world)
+    world.node.answer(replace(asked(submission, number=2), witnessed=newest))
+    assert world.kinds[3:] == ["witnessed", "begin", "answer"]
+    told = entries(world.ledger)[-3][1]
+    assert newest.head.hash in told
+    assert newest.server_signature in told
+
+
+def test_countersignature_that_comes_alone_is_kept_once(world: World, make_submission: Make) -> None:
+    world.node.answer(asked(make_submission(private=True)))
+    newest = countersigned(world)
+    for _ in range(3):
+        world.node.witness(newest)
+    assert world.kinds[3:] == ["witnessed"]
+
+
+def test_attack_ledger_put_back_to_an_older_copy(world: World, make_submission: Make) -> None:
+    """An institution restores yesterday's file: the server's countersignature shows it, and no record is touched."""
+    submission = make_submission(private=True)
+    backup = world.ledger.read_bytes()
+    world.node.answer(asked(submission))
+    newest = countersigned(world)
+    world.node.close()
+    world.ledger.write_bytes(backup)
+    world.node = world.start()
+    assert world.refusal(replace(asked(submission, number=2), witnessed=newest)) == Refusal.LEDGER_BEHIND
     with pytest.raises(RefusedError) as caught:
-        node.answer(asked(make_submission(private=True)))
-    assert caught.value.code == Refusal.TASK_FAILED
-    assert [kind for kind, _ in entries(tmp_path / "other.sqlite")] == ["opened"]
+        world.node.witness(newest)
+    assert caught.value.code == Refusal.LEDGER_BEHIND
+    assert world.kinds == []
+
+
+@pytest.mark.parametrize("forged", ["server", "node"])
+def test_attack_countersignature_that_nobody_signed(world: World, make_submission: Make, forged: str) -> None:
+    """Also a server's false word must not halt a node, nor stand in its ledger."""
+    submission = make_submission(private=True)
+    world.node.answer(asked(submission))
+    good = countersigned(world)
+    head = replace(good.head, sequence=99) if forged == "node" else good.head
+    signature = "00" * 64 if forged == "server" else good.server_signature
+    bad = replace(good, head=head, server_signature=signature)
+    assert world.refusal(replace(asked(submission, number=2), witnessed=bad)) == Refusal.MALFORMED_REQUEST
+    with pytest.raises(RefusedError):
+        world.node.witness(bad)
+    assert "witnessed" not in world.kinds
+
+
+def test_witness_refuses_a_fork_and_a_stranger(world: World, make_submission: Make) -> None:
+    world.node.answer(asked(make_submission(private=True)))
+    newest, key = countersigned(world).head, key_of(world.ledger)
+    with pytest.raises(LedgerError, match="ends at 6, and entry 6 was witnessed"):
+        witness_of(world).countersign(Head.of("hospital", fork(world, 6), key), [])
+    with pytest.raises(LedgerError, match="ends at 5"):
+        witness_of(world).countersign(Head.of("hospital", fork(world, 5), key), [])
+    with pytest.raises(LedgerError, match="another key"):
+        witness_of(world).countersign(Head.of("hospital", fork(world, 7), SigningKey.generate()), [])
+    with pytest.raises(LedgerError, match="not signed by it"):
+        witness_of(world).countersign(replace(newest, sequence=7), [])
+    with pytest.raises(LedgerError, match="not signed by it"):
+        witness_of(world).countersign(Head.of("clinic", fork(world, 7), key), [])
+
+
+def fork(world: World, sequence: int) -> Entry:
+    ledger = world.open()
+    entry = ledger.entry(4)
+    ledger.close()
+    assert entry is not None
+    return replace(entry, sequence=sequence)
 
 
 @pytest.mark.parametrize("harm", ["deleted", "altered", "cut", "replaced by another answer"])

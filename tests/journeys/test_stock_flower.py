@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from privet.client.tasks.registry import load_task
-from privet.privacy.budget.ledger import Ledger
 from privet.privacy.plan import Plan
 from privet.privacy.plan_file import parse_plan, plan_text
 from privet.server.run_folder import RunFolder
 from privet.simulations.scenario import Scenario
 from privet.simulations.world import World
 from safetensors.numpy import load_file
+from signed_ledgers import DECLARED, read
 from superlink import StockFlower, stock_flower
 
 APP = Path(__file__).parents[2] / "examples" / "flower-app"
@@ -101,12 +101,10 @@ def test_flwr_run_gives_the_model_and_the_ledgers_of_privet_simulate(flower: Sto
     assert (claim["epsilon"], claim["delta"], claim["unit"]) == (3.0, 1e-5, "record")
     assert claim["relation"] == "add-or-remove-one"
     for name in NODES:
-        ledger = Ledger.open(out / "ledgers" / f"{name}.sqlite", purpose="simulation", owner=name)
-        entries = list(ledger.entries())
-        ledger.close()
-        assert [entry.kind for entry in entries] == ["opened", "charge", *["begin", "answer"] * 3]
-        charged = Decimal(entries[1].content["epsilon"])
+        entries = [e for e in read(out / "ledgers" / f"{name}.sqlite", owner=name) if e.kind != "witnessed"]
+        assert [entry.kind for entry in entries] == [*DECLARED, "charge", *["begin", "answer"] * 3]
+        charged = Decimal(entries[3].content["epsilon"])
         assert Decimal("2.9") < charged <= Decimal("3.0")
         assert charged == here.standing(name).epsilon
-        done = [(e.content["stage"], e.content["round"], e.content["attempt"]) for e in entries[2::2]]
+        done = [(e.content["stage"], e.content["round"], e.content["attempt"]) for e in entries[4::2]]
         assert done == [("train", "1", "1"), ("train", "2", "1"), ("evaluate", "2", "1")]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from privet.__main__ import run
-from privet.privacy.budget.ledger import Ledger
+from signed_ledgers import DECLARED, read
 
 TASK = """
 import torch
@@ -127,10 +127,9 @@ def test_task_that_fails_on_real_records_is_a_code_and_its_text_stays_in_the_loc
     assert "patient 17" not in said + hint
     assert hint == "try: see out/nodes.log for each node's own reason"
     assert "patient 17" in (tmp_path / "out" / "nodes.log").read_text()
-    ledger = Ledger.open(tmp_path / "out" / "ledgers" / "node-1.sqlite", purpose="simulation", owner="node-1")
-    assert [entry.kind for entry in ledger.entries()][:3] == ["opened", "charge", "begin"], "a failed attempt is spent"
-    assert all("patient 17" not in entry.body for entry in ledger.entries())
-    ledger.close()
+    entries = read(tmp_path / "out" / "ledgers" / "node-1.sqlite")
+    assert [entry.kind for entry in entries][:5] == [*DECLARED, "charge", "begin"], "a failed attempt is spent"
+    assert all("patient 17" not in entry.body for entry in entries)
 
 
 def test_diverging_model_is_left_out_and_said_so(

@@ -1,4 +1,4 @@
-"""The rules 1 to 6 at the head of guard.py, each with what breaks when it is not kept. Real ledgers, real processes."""
+"""The rules 1 to 9 at the head of guard.py, each with what breaks when it is not kept. Real ledgers, real processes."""
 
 import sqlite3
 import subprocess
@@ -8,15 +8,19 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rfc8785
 from privet.privacy.budget.accounting import epsilon_of, rounded_up
+from privet.privacy.budget.accounts import AccountBook, AccountTerms
 from privet.privacy.budget.events import SampledGaussian
+from privet.privacy.budget.filters import renyi_cost, renyi_limit
 from privet.privacy.budget.guard import Attempt, Guard
-from privet.privacy.budget.ledger import Entry, Ledger
+from privet.privacy.budget.ledger import Ledger
 from privet.privacy.errors import LedgerError, Refusal, RefusedError
 from privet.privacy.submission import Submission
+from signed_ledgers import ACCOUNT, DATASET, DECLARED, declared, guard_of, opened, read
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 EVALUATION = ("evaluation.every=2", "evaluation.noise-multiplier=20.0")
@@ -36,14 +40,19 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ledger(path: Path) -> Iterator[Ledger]:
-    ledger = Ledger.open(path, purpose="simulation", owner="node-1", clock=lambda: NOW)
+    ledger = opened(path, now=NOW)
     yield ledger
     ledger.close()
 
 
 @pytest.fixture
-def guard(ledger: Ledger) -> Guard:
-    return Guard(ledger, declared_size=100)
+def accounts(ledger: Ledger) -> AccountBook:
+    return declared(ledger)
+
+
+@pytest.fixture
+def guard(accounts: AccountBook) -> Guard:
+    return Guard(accounts, DATASET)
 
 
 @pytest.fixture
@@ -52,16 +61,11 @@ def private(make_submission: MakeSubmission) -> Submission:
     return make_submission(*EVALUATION, private=True)
 
 
-def entries(path: Path) -> list[Entry]:
-    """What is durable, as another process sees it."""
-    ledger = Ledger.open(path, purpose="simulation", owner="node-1")
-    found = list(ledger.entries())
-    ledger.close()
-    return found
-
-
 def kinds(path: Path) -> list[str]:
-    return [entry.kind for entry in entries(path)]
+    """What happened since the data set was declared."""
+    found = [entry.kind for entry in read(path)]
+    assert found[:3] == DECLARED
+    return found[3:]
 
 
 def refused(code: Refusal) -> "pytest.RaisesExc[RefusedError]":
@@ -73,15 +77,21 @@ def refused(code: Refusal) -> "pytest.RaisesExc[RefusedError]":
 
 def test_submission_is_charged_in_full_before_anything_else(guard: Guard, private: Submission, path: Path) -> None:
     guard.admit(private, NOW)
-    opening, charge = entries(path)
-    assert (opening.kind, charge.kind) == ("opened", "charge")
+    *before, charge = read(path)
+    assert ([entry.kind for entry in before], charge.kind) == (DECLARED, "charge")
     events = (SampledGaussian(4.0, 0.5, 10), SampledGaussian(20.0, 1.0, 2))
     assert charge.content == {
         "run": "run-1",
         "submission": private.hash,
+        "plan": private.canonical.decode(),
+        "dataset": "synthetic",
+        "declared_size": "100",
+        "account": "records",
         "unit": "record",
         "epsilon": str(rounded_up(epsilon_of(events, 1e-5))),
-        "delta": "1e-05",
+        "delta": "0.00001",
+        "divergence": "0",
+        "expires": "2026-12-22T12:00:00Z",
         "relation": "add-or-remove-one",
         "accountant": "PLD, dp-accounting, grid 1e-3",
         "events": [event.as_json() for event in events],
@@ -91,7 +101,7 @@ def test_submission_is_charged_in_full_before_anything_else(guard: Guard, privat
 def test_nothing_begins_before_the_charge(guard: Guard, private: Submission, path: Path) -> None:
     with pytest.raises(ValueError, match="run-1 was not admitted"):
         guard.begin(private, attempt_at(1))
-    assert kinds(path) == ["opened"]
+    assert kinds(path) == []
 
 
 def test_a_run_without_a_claim_is_recorded_without_an_epsilon(
@@ -99,7 +109,10 @@ def test_a_run_without_a_claim_is_recorded_without_an_epsilon(
 ) -> None:
     submission = make_submission()
     guard.admit(submission, NOW)
-    assert entries(path)[1].content == {"run": "run-1", "submission": submission.hash, "unit": "none"}
+    told = read(path)[-1].content
+    assert (told["run"], told["submission"], told["unit"]) == ("run-1", submission.hash, "none")
+    assert (told["epsilon"], told["events"]) == ("Infinity", [])
+    assert "relation" not in told
     standing = guard.standing(submission)
     assert (standing.epsilon, standing.epsilon_executed, standing.delta, standing.unit) == (None, None, None, "none")
 
@@ -111,7 +124,7 @@ def test_submission_is_not_admitted_outside_its_validity(
     for moment in (NOW - timedelta(seconds=1), NOW + timedelta(days=30)):
         with refused(Refusal.NOT_VALID_NOW):
             guard.admit(submission, moment)
-    assert kinds(path) == ["opened", "refused", "refused"]
+    assert kinds(path) == ["refused", "refused"]
     guard.admit(submission, NOW + timedelta(days=30) - timedelta(seconds=1))
     assert kinds(path)[-1] == "charge"
 
@@ -122,15 +135,15 @@ def test_submission_is_not_admitted_outside_its_validity(
 def test_the_same_submission_is_charged_once(guard: Guard, private: Submission, path: Path) -> None:
     for moment in (NOW, NOW, NOW + timedelta(days=400)):  # validity is asked for at admission only
         guard.admit(private, moment)
-    assert kinds(path) == ["opened", "charge"]
+    assert kinds(path) == ["charge"]
 
 
 def test_the_same_submission_is_charged_once_over_a_restart(
     ledger: Ledger, guard: Guard, private: Submission, path: Path
 ) -> None:
     guard.admit(private, NOW)
-    Guard(ledger, declared_size=100).admit(private, NOW)
-    assert kinds(path) == ["opened", "charge"]
+    guard_of(ledger).admit(private, NOW)
+    assert kinds(path) == ["charge"]
 
 
 def test_another_submission_under_an_admitted_run_id(
@@ -140,8 +153,8 @@ def test_another_submission_under_an_admitted_run_id(
     other = make_submission(*EVALUATION, "run.rounds=100", private=True)
     with refused(Refusal.OTHER_SUBMISSION):
         guard.admit(other, NOW)
-    assert kinds(path) == ["opened", "charge", "refused"]
-    assert guard.standing(private).epsilon == Decimal(entries(path)[1].content["epsilon"])
+    assert kinds(path) == ["charge", "refused"]
+    assert guard.standing(private).epsilon == Decimal(read(path)[3].content["epsilon"])
 
 
 def test_attempts_of_another_submission_under_an_admitted_run_id(
@@ -153,8 +166,8 @@ def test_attempts_of_another_submission_under_an_admitted_run_id(
     with refused(Refusal.OTHER_SUBMISSION):
         guard.begin(other, attempt_at(90))
     with refused(Refusal.OTHER_SUBMISSION):
-        guard.answered(other, attempt_at(1), "cc" * 32)
-    assert kinds(path) == ["opened", "charge", "refused"]
+        guard.answered(other, attempt_at(1), "cc" * 32, {})
+    assert kinds(path) == ["charge", "refused"]
 
 
 def test_runs_are_counted_apart(guard: Guard, make_submission: MakeSubmission) -> None:
@@ -181,7 +194,7 @@ def test_node_refuses_submission_that_costs_more_than_it_claims(guard: Guard, pr
     assert private.claim is not None
     with refused(Refusal.EPSILON_ABOVE_CLAIM):
         guard.admit(lying(private, round(private.claim.epsilon - 1e-6, 6)), NOW)
-    assert kinds(path) == ["opened", "refused"]
+    assert kinds(path) == ["refused"]
 
 
 def test_node_admits_submission_that_claims_more_than_it_costs_and_charges_the_cost(
@@ -189,7 +202,7 @@ def test_node_admits_submission_that_claims_more_than_it_costs_and_charges_the_c
 ) -> None:
     guard.admit(lying(private, 90.0), NOW)
     assert private.claim is not None
-    assert float(entries(path)[1].content["epsilon"]) == private.claim.epsilon
+    assert float(read(path)[3].content["epsilon"]) == private.claim.epsilon
 
 
 @pytest.mark.parametrize("noise", [f"{1 + number / 10:.1f}" for number in range(0, 30, 3)])
@@ -219,28 +232,25 @@ def test_node_admits_what_its_coordinator_resolved_from_an_epsilon(
 def test_node_refuses_delta_that_is_not_below_one_over_its_size(
     ledger: Ledger, private: Submission, path: Path, size: int, admitted: bool
 ) -> None:
-    guard = Guard(ledger, declared_size=size)
+    guard = Guard(declared(ledger, size=size), DATASET)
     if admitted:
         guard.admit(private, NOW)
     else:
         with refused(Refusal.DELTA_TOO_LARGE):
             guard.admit(private, NOW)
-    assert kinds(path) == ["opened", "charge" if admitted else "refused"]
-
-
-def test_a_data_set_without_records_has_no_guard(ledger: Ledger) -> None:
-    with pytest.raises(ValueError, match="declared_size must be at least 1, got 0"):
-        Guard(ledger, declared_size=0)
+    assert kinds(path) == ["charge" if admitted else "refused"]
 
 
 def test_a_refusal_is_in_the_ledger_with_its_code_and_its_reason(
     ledger: Ledger, private: Submission, path: Path
 ) -> None:
     with refused(Refusal.DELTA_TOO_LARGE) as caught:
-        Guard(ledger, declared_size=10**6).admit(private, NOW)
-    assert entries(path)[1].content == {
+        Guard(declared(ledger, size=10**6), DATASET).admit(private, NOW)
+    assert read(path)[-1].content == {
         "run": "run-1",
         "submission": private.hash,
+        "dataset": "synthetic",
+        "operator": "tester",
         "code": "delta-too-large",
         "why": caught.value.message,
     }
@@ -255,13 +265,185 @@ def test_a_refused_run_may_be_submitted_again(guard: Guard, private: Submission)
     guard.admit(private, NOW)
 
 
-# 4. `begin` is durable before the first record is read; a begun attempt is spent.
+# 4. The account's unit or a stronger one, and its filter.
+
+
+def terms(epsilon: str = "10", delta: str = "1e-4", **changes: Any) -> AccountTerms:
+    return AccountTerms("record", Decimal(epsilon), Decimal(delta), **changes)
+
+
+def at_unit(submission: Submission, unit: str) -> Submission:
+    """The submission with another unit: `group` and `node` are offered by no plan file yet."""
+    privacy = submission.plan.privacy.model_copy(update={"unit": unit})
+    plan = submission.plan.model_copy(update={"privacy": privacy})
+    return Submission(submission.body.model_copy(update={"plan": plan}))
+
+
+UNITS = ("record", "group", "node")
+
+
+@pytest.mark.parametrize("asked", UNITS)
+@pytest.mark.parametrize("protected", UNITS)
+def test_unit_is_the_accounts_or_a_stronger_one(
+    ledger: Ledger, private: Submission, path: Path, protected: str, asked: str
+) -> None:
+    guard = Guard(declared(ledger, replace(terms(), unit=protected)), DATASET)
+    if UNITS.index(asked) >= UNITS.index(protected):
+        guard.admit(at_unit(private, asked), NOW)
+    else:
+        with refused(Refusal.UNIT_NOT_OFFERED):
+            guard.admit(at_unit(private, asked), NOW)
+    assert kinds(path)[0] == ("charge" if UNITS.index(asked) >= UNITS.index(protected) else "refused")
+
+
+def test_account_pays_to_its_last_epsilon_and_no_more(
+    ledger: Ledger, make_submission: MakeSubmission, path: Path
+) -> None:
+    """Three runs fit exactly; with a millionth less the third does not."""
+    runs = [make_submission(private=True, run_id=f"run-{number}") for number in range(4)]
+    assert runs[0].claim is not None
+    epsilon = Decimal(repr(runs[0].claim.epsilon))
+    accounts = declared(ledger, terms(str(3 * epsilon - Decimal("1e-6"))))
+    guard = Guard(accounts, DATASET)
+    for run in runs[:2]:
+        guard.admit(run, NOW)
+    with refused(Refusal.BUDGET_EXHAUSTED):
+        guard.admit(runs[2], NOW)
+    accounts.raise_account(ACCOUNT, 3 * epsilon, "a vote")
+    guard.admit(runs[2], NOW)
+    with refused(Refusal.BUDGET_EXHAUSTED):
+        guard_of(ledger).admit(runs[3], NOW)
+    assert kinds(path) == ["charge", "charge", "refused", "raise", "charge", "refused"]
+    assert accounts.book.accounts[ACCOUNT].spent_epsilon == 3 * epsilon
+
+
+def test_account_pays_to_its_last_delta_and_no_more(ledger: Ledger, make_submission: MakeSubmission) -> None:
+    guard = Guard(declared(ledger, terms("1000", "2e-5")), DATASET)
+    for number in (1, 2):
+        guard.admit(make_submission(private=True, run_id=f"run-{number}"), NOW)
+    with refused(Refusal.BUDGET_EXHAUSTED):
+        guard.admit(make_submission(private=True, run_id="run-3"), NOW)
+
+
+def test_renyi_account_pays_up_to_its_limit_of_divergence(ledger: Ledger, make_submission: MakeSubmission) -> None:
+    events = (SampledGaussian(4.0, 0.5, 10),)
+    accounts = declared(ledger, terms("8", "1e-4", filter="renyi", typical=events))
+    guard, account = Guard(accounts, DATASET), accounts.book.accounts[ACCOUNT]
+    assert account.alpha is not None
+    fitting = int(renyi_limit(account.epsilon, account.delta, account.alpha) / renyi_cost(events, account.alpha))
+    assert fitting >= 2
+    for number in range(fitting):
+        guard.admit(make_submission(private=True, run_id=f"run-{number}"), NOW)
+    with refused(Refusal.BUDGET_EXHAUSTED):
+        guard.admit(make_submission(private=True, run_id="run-more"), NOW)
+
+
+def test_closed_account_admits_nothing_more(
+    accounts: AccountBook, guard: Guard, make_submission: MakeSubmission
+) -> None:
+    accounts.close_account(ACCOUNT, "the study is over")
+    for submission in (make_submission(), make_submission(private=True)):
+        with refused(Refusal.ACCOUNT_CLOSED):
+            guard.admit(submission, NOW)
+
+
+def test_data_set_that_was_removed_is_not_offered(accounts: AccountBook, guard: Guard, private: Submission) -> None:
+    accounts.remove_dataset(DATASET)
+    with refused(Refusal.UNKNOWN_DATASET):
+        guard.admit(private, NOW)
+    assert accounts.book.runs == {}
+
+
+# 5. A plan without a claim: only where the account allows it, and it voids the account.
+
+
+def test_plan_without_a_claim_is_refused_where_the_account_does_not_allow_it(
+    ledger: Ledger, make_submission: MakeSubmission, private: Submission, path: Path
+) -> None:
+    guard = Guard(declared(ledger, terms()), DATASET)
+    with refused(Refusal.UNIT_NOT_OFFERED):
+        guard.admit(make_submission(run_id="run-2"), NOW)
+    guard.admit(private, NOW)
+    assert kinds(path) == ["refused", "charge"]
+
+
+def test_plan_without_a_claim_voids_its_account_for_good(
+    accounts: AccountBook, guard: Guard, make_submission: MakeSubmission, path: Path
+) -> None:
+    """Nothing gives it back: not that it never began, nor that it expired, nor a restart, nor a raise."""
+    guard.admit(make_submission(), NOW)
+    later = NOW + timedelta(days=60)
+    with refused(Refusal.BUDGET_EXHAUSTED):
+        guard.admit(make_submission(private=True, run_id="run-2", now=later), later)
+    with refused(Refusal.BUDGET_EXHAUSTED):
+        guard_of(accounts.ledger).admit(make_submission(private=True, run_id="run-2", now=later), later)
+    assert accounts.book.accounts[ACCOUNT].epsilon_spent == Decimal("Infinity")
+    guard.admit(make_submission(run_id="run-3", now=later), later)  # there is nothing left to protect
+    assert kinds(path) == ["charge", "refused", "refused", "charge"]
+
+
+# 6. A charge that never began is released when its submission expires, and is dead.
+
+
+def test_charge_that_never_began_is_released_when_it_expires(
+    ledger: Ledger, make_submission: MakeSubmission, path: Path
+) -> None:
+    """The account pays for one run at a time; a second fits as soon as the first is released, and not before."""
+    accounts = declared(ledger, terms("1000", "1e-5"))
+    guard, expiry = Guard(accounts, DATASET), NOW + timedelta(days=30)
+    early, late = NOW + timedelta(days=20), make_submission(private=True, run_id="run-2", now=NOW + timedelta(days=20))
+    first = make_submission(private=True)
+    guard.admit(first, NOW)
+    for moment in (early, expiry - timedelta(seconds=1)):
+        with refused(Refusal.BUDGET_EXHAUSTED):
+            guard.admit(late, moment)
+    guard.admit(late, expiry)
+    assert kinds(path) == ["charge", "refused", "refused", "release", "charge"]
+    assert accounts.book.accounts[ACCOUNT].spent_delta == Decimal("1e-5")
+    assert guard.standing(first).epsilon == 0
+
+
+def test_released_charge_is_dead(guard: Guard, make_submission: MakeSubmission, path: Path) -> None:
+    first, later = make_submission(private=True), NOW + timedelta(days=30)
+    guard.admit(first, NOW)
+    guard.admit(make_submission(private=True, run_id="run-2", now=later), later)
+    for moment in (NOW, later):
+        with refused(Refusal.OTHER_SUBMISSION):
+            guard.admit(first, moment)
+    with refused(Refusal.OTHER_SUBMISSION):
+        guard.begin(first, attempt_at(1))
+    assert "begin" not in kinds(path)
+
+
+def test_charge_that_began_is_never_released(
+    accounts: AccountBook, guard: Guard, make_submission: MakeSubmission, path: Path
+) -> None:
+    first, later = make_submission(private=True), NOW + timedelta(days=30)
+    guard.admit(first, NOW)
+    guard.begin(first, attempt_at(1))
+    guard.admit(make_submission(private=True, run_id="run-2", now=later), later)
+    assert kinds(path) == ["charge", "begin", "charge"]
+    assert accounts.book.accounts[ACCOUNT].spent_delta == Decimal("2e-5")
+
+
+def test_refusal_gives_back_nothing(ledger: Ledger, make_submission: MakeSubmission, path: Path) -> None:
+    """What is released before a refusal is not released: the refusal undoes the whole step."""
+    accounts = declared(ledger, terms("1000", "1e-5"))
+    guard, later = Guard(accounts, DATASET), NOW + timedelta(days=30)
+    guard.admit(make_submission(private=True), NOW)
+    with refused(Refusal.NOT_VALID_NOW):
+        guard.admit(make_submission(private=True, run_id="run-2"), later)
+    assert kinds(path) == ["charge", "refused"]
+    assert accounts.book.accounts[ACCOUNT].spent_delta == Decimal("1e-5")
+
+
+# 7. `begin` is durable before the first record is read; a begun attempt is spent.
 
 
 def test_begin_is_durable_when_it_returns(guard: Guard, private: Submission, path: Path) -> None:
     guard.admit(private, NOW)
     assert guard.begin(private, attempt_at(1)) is None
-    begun = entries(path)[-1]
+    begun = read(path)[-1]
     assert begun.kind == "begin"
     assert begun.content == {"run": "run-1", "stage": "train", "round": "1", "attempt": "1", "request": HASH}
 
@@ -272,27 +454,32 @@ def test_a_begun_attempt_without_an_answer_is_spent(guard: Guard, private: Submi
     with refused(Refusal.ATTEMPT_SPENT):
         guard.begin(private, attempt_at(1))
     assert guard.standing(private).attempts == 1
-    assert kinds(path) == ["opened", "charge", "begin", "refused"]
+    assert kinds(path) == ["charge", "begin", "refused"]
 
 
 def test_an_attempt_is_still_spent_after_a_restart(ledger: Ledger, guard: Guard, private: Submission) -> None:
     guard.admit(private, NOW)
     guard.begin(private, attempt_at(1))
     with refused(Refusal.ATTEMPT_SPENT):
-        Guard(ledger, declared_size=100).begin(private, attempt_at(1))
+        guard_of(ledger).begin(private, attempt_at(1))
 
 
 CHILD = """
 import os, signal, sys
 from datetime import datetime, UTC
 from pathlib import Path
+from privet.privacy.budget.accounts import AccountBook
 from privet.privacy.budget.guard import Attempt, Guard
+from privet.privacy.budget.keys import SigningKey
 from privet.privacy.budget.ledger import Ledger
 from privet.privacy.errors import RefusedError
 from privet.privacy.submission import Submission
 
 submission = Submission.from_bytes(Path(sys.argv[2]).read_bytes())
-guard = Guard(Ledger.open(Path(sys.argv[1]), purpose="simulation", owner="node-1"), declared_size=100)
+path = Path(sys.argv[1])
+key = SigningKey.load(path.with_suffix(".pem"))
+ledger = Ledger.open(path, purpose="simulation", owner="node-1", key=key)
+guard = Guard(AccountBook(ledger), "synthetic")
 """
 
 
@@ -315,14 +502,16 @@ os.kill(os.getpid(), signal.SIGKILL)
     _, err = child.communicate(timeout=60)
     assert child.returncode == -9, err
     with refused(Refusal.ATTEMPT_SPENT):
-        Guard(ledger, declared_size=100).begin(private, attempt_at(1))
+        guard_of(ledger).begin(private, attempt_at(1))
     standing = guard.standing(private)
     assert (standing.attempts, standing.answered) == (1, 0)
     assert standing.epsilon_executed == rounded_up(epsilon_of((SampledGaussian(4.0, 0.5, 2),), 1e-5))
 
 
 def test_a_ledger_that_cannot_be_written_begins_nothing(private: Submission, path: Path) -> None:
-    Ledger.open(path, purpose="simulation", owner="node-1").close()
+    ledger = opened(path)
+    declared(ledger)
+    ledger.close()
     code = """
 import resource
 from privet.privacy.errors import LedgerError
@@ -338,26 +527,26 @@ except LedgerError as error:
     child = started(code, path, private)
     out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (0, "not begun\n"), err
-    assert kinds(path) == ["opened", "charge"]
+    assert kinds(path) == ["charge"]
 
 
-# 5. The same attempt with the same bytes gets the kept answer; with other bytes it is refused.
+# 8. The same attempt with the same bytes gets the kept answer; with other bytes it is refused.
 
 
 def test_the_same_request_gets_the_kept_answer(guard: Guard, private: Submission, path: Path) -> None:
     guard.admit(private, NOW)
     guard.begin(private, attempt_at(1))
-    guard.answered(private, attempt_at(1), "cc" * 32)
+    guard.answered(private, attempt_at(1), "cc" * 32, {})
     for _ in range(3):
         assert guard.begin(private, attempt_at(1)) == "cc" * 32
-    assert kinds(path) == ["opened", "charge", "begin", "answer"]
+    assert kinds(path) == ["charge", "begin", "answer"]
 
 
 def test_the_kept_answer_is_known_after_a_restart(ledger: Ledger, guard: Guard, private: Submission) -> None:
     guard.admit(private, NOW)
     guard.begin(private, attempt_at(1))
-    guard.answered(private, attempt_at(1), "cc" * 32)
-    assert Guard(ledger, declared_size=100).begin(private, attempt_at(1)) == "cc" * 32
+    guard.answered(private, attempt_at(1), "cc" * 32, {})
+    assert guard_of(ledger).begin(private, attempt_at(1)) == "cc" * 32
 
 
 @pytest.mark.parametrize("is_answered", [True, False])
@@ -366,7 +555,7 @@ def test_replayed_attempt_with_other_bytes(guard: Guard, private: Submission, is
     guard.admit(private, NOW)
     guard.begin(private, attempt_at(1))
     if is_answered:
-        guard.answered(private, attempt_at(1), "cc" * 32)
+        guard.answered(private, attempt_at(1), "cc" * 32, {})
     with refused(Refusal.ATTEMPT_MISMATCH):
         guard.begin(private, attempt_at(1, request_hash=OTHER_HASH))
 
@@ -380,17 +569,17 @@ def test_training_and_evaluation_of_one_round_are_two_attempts(guard: Guard, pri
 def test_only_what_began_is_answered_and_once(guard: Guard, private: Submission, path: Path) -> None:
     guard.admit(private, NOW)
     with pytest.raises(ValueError, match="did not begin so"):
-        guard.answered(private, attempt_at(1), "cc" * 32)
+        guard.answered(private, attempt_at(1), "cc" * 32, {})
     guard.begin(private, attempt_at(1))
     with pytest.raises(ValueError, match="did not begin so"):
-        guard.answered(private, replace(attempt_at(1), request_hash=OTHER_HASH), "cc" * 32)
-    guard.answered(private, attempt_at(1), "cc" * 32)
+        guard.answered(private, replace(attempt_at(1), request_hash=OTHER_HASH), "cc" * 32, {})
+    guard.answered(private, attempt_at(1), "cc" * 32, {})
     with pytest.raises(ValueError, match="answered already"):
-        guard.answered(private, attempt_at(1), "dd" * 32)
-    assert kinds(path) == ["opened", "charge", "begin", "answer"]
+        guard.answered(private, attempt_at(1), "dd" * 32, {})
+    assert kinds(path) == ["charge", "begin", "answer"]
 
 
-# 6. Begun attempts never exceed what was charged.
+# 9. Begun attempts never exceed what was charged.
 
 
 def test_node_answers_rounds_and_spare_rounds_and_no_more(guard: Guard, private: Submission) -> None:
@@ -502,14 +691,16 @@ except RefusedError as refusal:
     assert kinds(path).count("charge") == 1
 
 
-def test_ledger_rollback_inside_the_file_is_found_on_opening(guard: Guard, private: Submission, path: Path) -> None:
+def test_ledger_rollback_inside_the_file_is_found(guard: Guard, private: Submission, path: Path) -> None:
     """Attack: a `begin` cut out of the middle, to win the attempt back."""
     guard.admit(private, NOW)
     guard.begin(private, attempt_at(1))
     guard.begin(private, attempt_at(2))
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("DROP TRIGGER no_delete")
-    connection.execute("DELETE FROM entries WHERE sequence = 3")
+    connection.execute("DELETE FROM entries WHERE sequence = 5")
     connection.close()
-    with pytest.raises(LedgerError, match="entry 3 is not what was written"):
-        Ledger.open(path, purpose="simulation", owner="node-1")
+    ledger = opened(path)
+    with pytest.raises(LedgerError, match="entry 5 is not what this institution wrote"):
+        AccountBook(ledger)
+    ledger.close()
