@@ -1,8 +1,8 @@
 """A durable charge on an account with 100,000 entries, against a bare durable row of the same bytes in SQLite.
 
-What is timed is `Guard.admit`: read and verify what is new, weigh the plan, ask the filter, sign, append, sync. The peer
-inserts one row of as many bytes with full sync, and checks nothing. Interleaved; prints medians and the ratio. Issue:
-under 10 ms.
+What is timed is `Guard.admit`: read and verify what is new, weigh the plan, ask the filter, sign, append, sync. The
+peer inserts one row of as many bytes with full sync, and checks nothing. Interleaved; prints medians and the ratio.
+Issue: under 10 ms.
 
     .venv/bin/python benchmarks/charge.py [--entries 100000] [--charges 200]
 """

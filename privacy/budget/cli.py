@@ -20,9 +20,10 @@ from ..plan_file import read_plan
 from ..submission import Submission, resolve
 from .accounting import shown
 from .accounts import AccountBook, check_name, check_text
+from .admission import Charge
 from .book import Account
 from .filters import renyi_epsilon
-from .guard import Charge, Guard
+from .guard import Guard
 from .ledger import system_clock
 from .options import AllowNone, AsJson, Because, Delta, Epsilon, Filter, PassphraseFile, Typical, account_terms
 from .statement import Charged, delta_left, release_expired, statements

@@ -92,7 +92,7 @@ class Witness:
                 return newest
             if head.sequence <= newest.head.sequence:
                 raise LedgerError(
-                    f"{self._owner}: its ledger ends at {head.sequence}, and entry {newest.head.sequence} was witnessed",
+                    f"{self._owner}: its ledger ends at {head.sequence}; {newest.head.sequence} was witnessed",
                     "at the node: privet budget recover",
                 )
         countersigned = Countersigned(head, self._key.public, self._key.sign(COUNTERSIGNED, head.message()))

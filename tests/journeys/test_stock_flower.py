@@ -1,6 +1,7 @@
 """privet's own apps on stock Flower, unmodified: its SuperLink, `flwr run`, its simulation runtime on Ray."""
 
 import json
+import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ NODES = ["node-1", "node-2", "node-3", "node-4"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'"),
+    pytest.mark.skipif(" " in sys.executable, reason="Ray starts no worker from a path with a space"),
 ]
 
 PLAN = """

@@ -114,6 +114,14 @@ def test_opacus_agrees(rate: float, noise: float, steps: int, rdp: float, prv: f
 
 
 @opacus_may_warn
+@pytest.mark.parametrize(("rate", "noise", "steps"), [(0.95, 5.0, 50), (0.5, 10.0, 200), (0.002, 0.7, 5_000)])
+def test_opacus_agrees_between_the_usual_rates(rate: float, noise: float, steps: int) -> None:
+    event = SampledGaussian(noise, rate, steps)
+    by_prv = opacus_epsilon(PRVAccountant(), event, DELTA)
+    assert by_prv - 0.02 <= epsilon_of((event,), DELTA) <= by_prv
+
+
+@opacus_may_warn
 def test_opacus_agrees_on_a_mixture_of_training_and_evaluation() -> None:
     events = (SampledGaussian(2.0, 0.05, 400), SampledGaussian(20.0, 1.0, 4))
     accountant = PRVAccountant()

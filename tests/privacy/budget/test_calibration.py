@@ -37,6 +37,11 @@ def test_what_is_charged_is_never_above_the_target_as_it_is_spelled(epsilon: flo
     assert charged(calibrated_noise(epsilon, DELTA, 0.2, 110), 0.2, 110) <= Decimal(repr(epsilon))
 
 
+def test_a_target_with_more_digits_than_a_charge_is_kept() -> None:
+    """Much noise is finely graded: the double comes within 1e-8 of the target, the charge is 1e-6 coarse."""
+    assert charged(calibrated_noise(0.0200001, DELTA, 1.0, 100), 1.0, 100) == Decimal("0.020000")
+
+
 @pytest.mark.parametrize(("epsilon", "steps"), [(0.5, 1), (1.0, 40), (4.0, 400)])
 def test_calibration_without_sampling_is_the_analytic_gaussian(epsilon: float, steps: int) -> None:
     """Balle and Wang 2018, theorem 8: the exact delta of what was calibrated is just below the one asked for."""
