@@ -5,7 +5,7 @@ from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
 
-from ..privacy.budget.accounting import PLD_GRID, epsilon_upper_bound
+from ..privacy.budget.accounting import PLD_GRID, checking_bound
 from ..privacy.budget.charge import charged_events
 from ..privacy.budget.events import RELATION
 from ..server.checkpoints import State
@@ -92,7 +92,7 @@ def _privacy_of(scenario: Scenario) -> Json:
     return {
         "epsilon": float(max(standing.epsilon or Decimal(0) for standing in standings)),
         "epsilon_executed": float(max(standing.epsilon_executed or Decimal(0) for standing in standings)),
-        "epsilon_rdp_bound": epsilon_upper_bound(charged_events(plan, claim.noise_multiplier), delta),
+        "epsilon_rdp_bound": checking_bound(charged_events(plan, claim.noise_multiplier), delta),
         "delta": delta,
         "unit": plan.privacy.unit,
         "relation": RELATION,

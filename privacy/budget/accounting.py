@@ -27,6 +27,7 @@ from .events import Events, SampledGaussian, merged
 PLD_GRID = 1e-3
 # Integer orders from 2: with Poisson sampling the fractional ones can be infinite (q .1, sigma 1, order 1.5).
 RDP_ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)
+_SMALLEST_CHECKED_DELTA = 1e-9
 _LARGEST_BOUND = 1000.0  # of epsilon; above it nothing is computed but infinity
 _LARGEST_EXPONENT = 700.0  # of e in a double, with room to spare
 EPSILON_DIGITS = Decimal("0.000001")
@@ -61,6 +62,15 @@ def epsilon_upper_bound(events: Events, delta: float) -> float:
     _check_delta(delta)
     events = merged(events)
     return float(_rdp(events, RDP_ORDERS).get_epsilon(delta)) if events else 0.0
+
+
+def checking_bound(events: Events, delta: float) -> float | None:
+    """`epsilon_upper_bound` where it is the looser of the two, so that a PLD above it means a defect; else None.
+
+    That is where each step's privacy loss fills cells of the grid, and delta is far from the tails that PLD cuts.
+    """
+    fills_cells = all(event.sampling_rate >= 2 * PLD_GRID * event.noise_multiplier for event in events)
+    return epsilon_upper_bound(events, delta) if fills_cells and delta >= _SMALLEST_CHECKED_DELTA else None
 
 
 def renyi_divergences(events: Events, orders: Sequence[int]) -> list[float]:

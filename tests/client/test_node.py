@@ -446,7 +446,7 @@ def test_attack_countersignature_that_nobody_signed(world: World, make_submissio
 def test_witness_refuses_a_fork_and_a_stranger(world: World, make_submission: Make) -> None:
     world.node.answer(asked(make_submission(private=True)))
     newest, key = countersigned(world).head, key_of(world.ledger)
-    with pytest.raises(LedgerError, match="ends at 6, and entry 6 was witnessed"):
+    with pytest.raises(LedgerError, match="ends at 6; 6 was witnessed"):
         witness_of(world).countersign(Head.of("hospital", fork(world, 6), key), [])
     with pytest.raises(LedgerError, match="ends at 5"):
         witness_of(world).countersign(Head.of("hospital", fork(world, 5), key), [])

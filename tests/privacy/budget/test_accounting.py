@@ -263,3 +263,14 @@ def test_what_is_shown_is_never_less_than_what_holds(epsilon: float) -> None:
 def test_an_epsilon_that_is_no_number_counts_as_infinite(epsilon: float) -> None:
     assert rounded_up(epsilon) == Decimal("Infinity")
     assert shown(epsilon) == "infinite"
+
+
+def test_the_checking_bound_is_given_only_where_it_is_the_looser_one() -> None:
+    """Where a step's loss is lost in a cell of the grid PLD is the larger of the two, and nothing is wrong."""
+    usual, tiny = (SampledGaussian(1.0, 0.1, 100),), (SampledGaussian(1000.0, 0.1, 10_000_000),)
+    bound = checking_bound(usual, 1e-5)
+    assert bound is not None
+    assert epsilon_of(usual, 1e-5) <= bound
+    assert checking_bound(tiny, 1e-5) is None
+    assert epsilon_of(tiny, 1e-5) > epsilon_upper_bound(tiny, 1e-5)
+    assert checking_bound(usual, 1e-10) is None
