@@ -403,6 +403,18 @@ def test_charge_that_never_began_is_released_when_it_expires(
     assert guard.standing(first).epsilon == 0
 
 
+def test_charge_is_released_once(
+    accounts: AccountBook, guard: Guard, make_submission: MakeSubmission, path: Path
+) -> None:
+    """Attack: released at every admission, one charge would pay for them all."""
+    later = NOW + timedelta(days=30)
+    guard.admit(make_submission(private=True), NOW)
+    for number in (2, 3):
+        guard.admit(make_submission(private=True, run_id=f"run-{number}", now=later), later)
+    assert kinds(path) == ["charge", "release", "charge", "charge"]
+    assert accounts.book.accounts[ACCOUNT].spent_delta == Decimal("2e-5")
+
+
 def test_released_charge_is_dead(guard: Guard, make_submission: MakeSubmission, path: Path) -> None:
     first, later = make_submission(private=True), NOW + timedelta(days=30)
     guard.admit(first, NOW)

@@ -209,6 +209,12 @@ def test_appending_an_entry_that_follows_another(path: Path) -> None:
     is_found(path, "entry 5 is not what this institution wrote")
 
 
+def test_appending_an_entry_that_leaves_out_a_number(path: Path) -> None:
+    """By somebody who has the key: the chain is whole, and a number of it never was."""
+    overwrite(path, signed(path, Entry(6, "t", NOTE, "{}", read(path)[-1].hash, "", "")))
+    is_found(path, "entry 5 is not what this institution wrote")
+
+
 def test_changing_an_entry_and_its_hash_is_found_by_its_signature(path: Path) -> None:
     entry = read(path)[1]
     cheaper = replace(entry, body=entry.body.replace("1.0", "0.1"))
