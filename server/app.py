@@ -21,6 +21,7 @@ from .federation import Federation
 from .run_config import RunConfig
 from .run_folder import RunFolder
 from .simulated import simulated_submission
+from .witnesses import witnesses_in
 
 OUTCOME = "outcome.json"
 OUTCOME_FORMAT = 1
@@ -45,7 +46,9 @@ def main(grid: Grid, context: Context) -> None:
         wait_for_nodes(grid, plan.aggregation.min_nodes)  # before anything is written
         submission = _begun_or_resumed(plan, folder)
         checkpoints = folder.checkpoints(submission)
-        state = Federation(submission, grid, checkpoints, _log_round, timeout=config.request_seconds).run()
+        state = Federation(
+            submission, grid, checkpoints, _log_round, witnesses_in(folder.root / "ledgers"), config.request_seconds
+        ).run()
         folder.write_model(submission, state)
         _write_outcome(folder, submission, state)
     except PrivetError as error:

@@ -57,6 +57,12 @@ class Witnesses:
         return self._by_owner[owner]
 
 
+def witnesses_in(ledgers: Path) -> Witnesses:
+    """The memories that lie beside simulated ledgers, under a key of their own."""
+    folder = ledgers / "witness"
+    return Witnesses(folder, SigningKey.load_or_create(folder / "server.pem"))
+
+
 def _charges(text: object) -> list[dict[str, Any]]:
     if not isinstance(text, str) or len(text) > CHARGES_BYTES:
         raise LedgerError("malformed charges", "ask the sender")

@@ -21,7 +21,6 @@ from ..client.training import held_out_scores
 from ..privacy.budget.accounting import epsilon_of, rounded_up
 from ..privacy.budget.charge import executed_events
 from ..privacy.budget.guard import Standing
-from ..privacy.budget.keys import SigningKey
 from ..privacy.errors import PlanError
 from ..privacy.plan import EvaluationSection, Plan, PrivacySection
 from ..privacy.plan_file import plan_text
@@ -30,7 +29,7 @@ from ..server.checkpoints import State
 from ..server.federation import Federation
 from ..server.run_folder import RunFolder
 from ..server.simulated import simulated_submission
-from ..server.witnesses import Witnesses
+from ..server.witnesses import witnesses_in
 from .grid import Fault, LocalGrid
 from .nodes import Bench, NodeFolders, simulated_node
 from .views import RoundView, Views
@@ -110,13 +109,9 @@ class Scenario:
                 self.views.add(view)
                 watch(view)
 
-            state = Federation(self.submission, grid, checkpoints, look, self._witnesses()).run()
+            state = Federation(self.submission, grid, checkpoints, look, witnesses_in(self.ledgers)).run()
         self.folder.write_model(self.submission, state)
         return state
-
-    def _witnesses(self) -> Witnesses:
-        folder = self.ledgers / "witness"
-        return Witnesses(folder, SigningKey.load_or_create(folder / "server.pem"))
 
     def close(self) -> None:
         """Let go of the ledgers: only then is each one file that can be copied and audited."""

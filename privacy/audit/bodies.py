@@ -152,6 +152,12 @@ class Recovered(Body):
     head_hash: Hash
 
 
+class Lost(Body):
+    """A number that a restored ledger uses up, because the entry that bore it is lost."""
+
+    entry: Whole
+
+
 class Released(Body):
     """A charge given back: it never began."""
 
@@ -223,6 +229,7 @@ KINDS: dict[str, type[Body]] = {
     "charge": Charged,
     "recovered-charge": RecoveredCharge,
     "recovered": Recovered,
+    "lost": Lost,
     "release": Released,
     "begin": Begun,
     "answer": Answered,

@@ -22,6 +22,7 @@ from .bodies import (
     Closed,
     DatasetAdded,
     DatasetRemoved,
+    Lost,
     MalformedBodyError,
     Opened,
     Raised,
@@ -168,6 +169,12 @@ class _Replay:
                 self.witness.entry(entry, body, self.chain.hashes)
             case Recovered():
                 self.history.recovered_heads.add((body.head_sequence, body.head_hash))
+            case Lost():
+                last = max((sequence for sequence, _ in self.history.recovered_heads), default=0)
+                if not entry == body.entry <= last:
+                    self.findings.add(
+                        entry, "lost", f"gives up number {body.entry}; recovered were numbers up to {last}"
+                    )
             case Refused():
                 self.history.refusals.append(Refusal(entry, time, body))
 

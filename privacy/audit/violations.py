@@ -32,6 +32,7 @@ CODES = {
     "account-exceeded": "a charge that the account could not pay",
     "account-void": "a charge to an account that was void",
     "account-closed": "a charge to an account that was closed",
+    "lost": "a number given up that no recovery had to give up",
     "release": "a charge given back that had begun, or had not expired",
     "begin": "a request begun that was not charged, or begun before",
     "beyond-charge": "more requests begun than were charged",

@@ -160,4 +160,4 @@ def _told(book: Book, body: Mapping[str, Any]) -> RecoveredCharge:
     )
 
 
-_ASK = "ask the coordinator for this node's witness file: privet audit witness NODE"
+_ASK = "ask the coordinator for this node's witness file"

@@ -2,7 +2,7 @@
 
 A node tells the head of its ledger with every answer, and the charges that the witness does not hold yet. The server
 countersigns each head, once for each number: a second head of the same number is a fork, and is refused. Both keep it.
-The witness learns sequence numbers, hashes and charges: plans that it knows already, and nothing computed from records.
+The witness learns sequence numbers, hashes and charges, also those of other operators' plans; nothing of records.
 """
 
 import json
@@ -126,7 +126,10 @@ def read_witness(path: Path) -> tuple[list[Countersigned], dict[str, dict[str, A
             else:
                 charges[str(told["charge"]["hash"])] = told["charge"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LedgerError(f"{path}: not a witness file: {error}", "privet audit witness NODE writes one") from None
+        raise LedgerError(
+            f"{path}: not a witness file: {error}",
+            "ask the coordinator for the file that the server keeps of this node",
+        ) from None
     return heads, charges
 
 

@@ -7,7 +7,7 @@
     query.witness    -> nothing: it brings the server's countersignature of a ledger's head
     anything refused -> Error(REFUSED, one code of the closed list)
 
-With `describe`, `train` and `evaluate` comes `ledger`: the head of the node's ledger, and the charges not yet
+With `train` and `evaluate` comes `ledger`: the head of the node's ledger, and the charges not yet
 witnessed.
 """
 

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant, RDPAccountant
-from privet.privacy.budget.accounting import PLD_GRID, epsilon_of, epsilon_upper_bound, rounded_up, shown
+from privet.privacy.budget.accounting import (
+    PLD_GRID,
+    checking_bound,
+    epsilon_of,
+    epsilon_upper_bound,
+    rounded_up,
+    shown,
+)
 from privet.privacy.budget.events import SampledGaussian, merged
 from scipy.optimize import brentq
 from scipy.stats import norm
