@@ -299,3 +299,10 @@ def test_countersignature_that_does_not_hold(tmp_path: Path) -> None:
     assert entry is not None
     number = house.forge("witnessed", good.content | {"sequence": "2", "hash": entry.hash})
     assert found(house) == {(number, "witness-entry")}
+
+
+@pytest.mark.parametrize("number", ["1", "4", "5"])
+def test_number_given_up_without_a_recovery(house: Institution, number: str) -> None:
+    """An entry `lost` could stand where a charge was cut out: only a recovery may give numbers up."""
+    forged = house.forge("lost", {"entry": number})
+    assert (forged, "lost") in found(house)
