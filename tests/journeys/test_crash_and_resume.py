@@ -77,7 +77,7 @@ def test_killed_private_run_spends_what_it_began_and_never_more_than_was_charged
     make_plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
     noise = ("privacy.noise-multiplier=40.0", "evaluation.noise-multiplier=100.0")
-    plan = make_plan(*LONG, "run.rounds=60", private=True, *noise)
+    plan = make_plan(*LONG, "run.rounds=60", *noise, private=True)
     scenario = begin(plan, tmp_path / "run")
     killed = live_until_done(tmp_path / "run", random.Random(2))
     assert killed >= 10, "the test must kill torch at its work, not once but often"
