@@ -3,13 +3,13 @@
 import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import x25519
 from ledgers import Institution, rich_institution, written
+from page_reader import Page
 from privet.__main__ import run
 from privet.privacy.audit.claims import claims_of, sentences, verdict
 from privet.privacy.audit.keyfile import pem_of, read_public_key
@@ -18,43 +18,8 @@ from privet.privacy.audit.report import write_report
 from privet.privacy.budget.keys import SigningKey
 from privet.privacy.errors import LedgerError
 
-BLOCKS = {"p", "li", "figure", "table", "dl", "header"}
-VOID = {"meta", "br"}
 HOSTILE = '"><script>alert(1)</script>'
 EPSILONS = ("1.39", "15.00", "3.74", "10.00", "0.88", "0.76", "0.52")
-
-
-class Page(HTMLParser):
-    """Tags and blocks of text; checks on the way that every tag is closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.blocks: list[list[str]] = [[]]
-        self.closed: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag in BLOCKS:
-            self.blocks.append([])
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        if tag in BLOCKS:
-            self.closed.append(" ".join(" ".join(self.blocks.pop()).split()))
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.blocks[-1].append(data)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +52,7 @@ def test_page_is_self_contained(house: Institution, tmp_path: Path) -> None:
 def test_every_epsilon_has_its_terms(house: Institution, tmp_path: Path) -> None:
     page = Page(page_of(house.path, tmp_path, public_key=house.key.public))
     seen = set()
-    for block in page.closed:
+    for block in page.closed_blocks:
         for epsilon in EPSILONS:
             if re.search(rf"(?<![\d.]){re.escape(epsilon)}(?!\d)", block):
                 seen.add(epsilon)
