@@ -1,4 +1,4 @@
-"""The sum of per-record gradients, each clipped to an L2 norm: the only module that imports Opacus.
+"""The sum of per-record gradients, each clipped to an L2 norm: the module that trains with Opacus.
 
 The rule (Abadi et al. 2016, algorithm 1): g_i = gradient of record i's loss over all trainable parameters together;
 the sum is over g_i * min(1, C / ||g_i||). So one record adds at most C to it, whatever the record.
