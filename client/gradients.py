@@ -17,6 +17,7 @@ What breaks that (tied weights, records folded into another dimension) is found 
 shapes, here.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ HELD_RECORDS = 4096
 # A norm is taken this much larger, relatively and absolutely, than it was measured, so that rounding does not let a
 # clipped gradient exceed C. Opacus adds the absolute part.
 NORM_GUARD = 1e-6
+# Exponents of the power of two by which weights are scaled while a sum is taken.
+_MIDDLE, _LARGEST_SCALE = 64, 100
 # Where Opacus' hooks leave, on each parameter and each module, what they saw of a batch.
 _GRAD_SAMPLE, _NORM_SAMPLE = "grad_sample", "_norm_sample"
 _LEFT_ON_PARAMETERS = (_NORM_SAMPLE, "_current_grad_sample")
@@ -64,6 +67,7 @@ class GradientSum:
         self._loss = loss
         self._mode = mode
         self.clip_norm = clip_norm or 0.0
+        self._scale = 2.0 ** _exponent(self.clip_norm)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._module: Any = _wrapped(model, mode, clip_norm)  # Opacus ships no types
         self._chunk = max(1, min(HELD_RECORDS, HELD_VALUES // max(1, _values_held(model, mode))))
@@ -103,7 +107,8 @@ class GradientSum:
         weights = self._weights(norms)
         if not bool(finite.all()):
             samples, weights = [sample[finite] for sample in samples], weights[finite]
-        return [torch.tensordot(weights, sample, dims=1) for sample in samples], int((~finite).sum())
+        sums = [torch.tensordot(weights, sample, dims=1) for sample in samples]
+        return self._unscaled(sums), int((~finite).sum())
 
     def _ghosted(self, records: Records) -> tuple[list[Tensor], int]:
         restore = _random_state(self._trained[0].device)
@@ -120,7 +125,7 @@ class GradientSum:
             if taken_out:
                 restore()  # dropout must draw the same again: the norms are those of its first draw
                 losses = self._losses(_with_stand_ins(records, finite))
-            return self._gradients(losses[finite] * self._weights(norms)[finite]), taken_out
+            return self._unscaled(self._gradients(losses[finite] * self._weights(norms)[finite])), taken_out
         finally:
             self._module.enable_hooks()
 
@@ -139,7 +144,12 @@ class GradientSum:
         return tensors
 
     def _weights(self, norms: Tensor) -> Tensor:
-        return (self.clip_norm / (norms * (1 + NORM_GUARD) + NORM_GUARD)).clamp(max=1.0)
+        """min(1, C / norm), times `_scale`: a tiny weight would lose its digits, and its record exceed C by them."""
+        weights = (self.clip_norm / (norms.double() * (1 + NORM_GUARD) + NORM_GUARD)).clamp(max=1.0)
+        return (weights * self._scale).to(norms.dtype)
+
+    def _unscaled(self, sums: list[Tensor]) -> list[Tensor]:
+        return [total * (1 / self._scale) for total in sums]  # a power of two: no digit changes
 
     def _gradients(self, losses: Tensor) -> list[Tensor]:
         with _without_hook_warnings():
@@ -213,6 +223,11 @@ def _norms(vectors: Tensor) -> Tensor:
 
 
 _Ghost.NORM_SAMPLERS[nn.Linear] = _linear_norms
+
+
+def _exponent(clip_norm: float) -> int:
+    """Of the power of two that brings a clip norm to about 2^64: far from where float32 ends, above and below."""
+    return min(max(_MIDDLE - math.frexp(clip_norm)[1], -_MIDDLE), _LARGEST_SCALE)
 
 
 def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
