@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from privet.privacy.plan import Plan
+from privet.privacy.plan_file import parse_plan
+from privet.privacy.submission import Submission, resolve
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 # On a developer's machine every run looks for new examples; CI repeats the same ones, so that a red one can be found.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
-
-from privet.privacy.plan import Plan
-from privet.privacy.plan_file import parse_plan
-from privet.privacy.submission import Submission, resolve
 
 PLAN = """
 [run]
