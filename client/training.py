@@ -83,7 +83,7 @@ class LocalTrainer:
         return self._trainable.task.load(self._source).to(self._trainable.device)
 
     def done(self) -> dict[str, str]:
-        """What the last call did, counted and measured as it was done, and the code that did it."""
+        """What the last call did, as its steps reported it, not as the plan asks for it; and the code that did it."""
         return {**self._done, **self._trainable.made_of}
 
     def train(self, parameters: Parameters, randomness: Randomness) -> dict[str, Array]:
@@ -91,20 +91,15 @@ class LocalTrainer:
         trainable, training = self._trainable, self._plan.training
         trainable.write(parameters)
         start = [parameter.detach().clone() for parameter in trainable.trained]
-        steps = 0
         optimizer = _optimizer(self._plan, trainable.trained)
         trainable.model.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.module_seed())
-            for _ in range(training.local_steps):
-                self._step(optimizer, start, randomness)
-                steps += 1
-        self._done = {"steps": str(steps), "sampling_rate": repr(self._plan.privacy.sampling_rate)}
+            multipliers = [self._step(optimizer, start, randomness) for _ in range(training.local_steps)]
+        self._done = {"steps": str(len(multipliers)), "sampling_rate": repr(self._plan.privacy.sampling_rate)}
         if self._claim is not None:
-            self._done |= {
-                "noise_multiplier": repr(self._claim.noise_multiplier),
-                "clip_norm": repr(trainable.gradient_sum.clip_norm),
-            }
+            clip_norm = trainable.gradient_sum.clip_norm
+            self._done |= {"noise_multiplier": repr(min(multipliers)), "clip_norm": repr(clip_norm)}
         return trainable.read()
 
     def evaluate(self, parameters: Parameters, randomness: Randomness) -> dict[str, float]:
@@ -121,19 +116,21 @@ class LocalTrainer:
                 f"task {self._trainable.task.name!r} has no metric {missing[0]!r}", "mend evaluation.metrics"
             )
         noise = torch.zeros(len(names))
+        self._done = {"steps": "1", "sampling_rate": "1.0"}
         if self._plan.evaluation and self._plan.evaluation.noise_multiplier is not None:
             noise = randomness.gaussian(len(names)) * self._plan.evaluation.noise_multiplier * len(names) ** 0.5
-            multiplier = repr(self._plan.evaluation.noise_multiplier)
-            self._done = {"steps": "1", "sampling_rate": "1.0", "noise_multiplier": multiplier}
+            self._done["noise_multiplier"] = repr(self._plan.evaluation.noise_multiplier)
         return {name: sums[name] + float(noise[place]) for place, name in enumerate(names)}
 
-    def _step(self, optimizer: torch.optim.Optimizer, start: list[Tensor], randomness: Randomness) -> None:
+    def _step(self, optimizer: torch.optim.Optimizer, start: list[Tensor], randomness: Randomness) -> float:
+        """One step; gives the noise multiplier of what was added to its sum, 0 where nothing was."""
         rate = self._plan.privacy.sampling_rate
         batch = self._records.select(randomness.poisson_sample(len(self._records), rate).to(self._trainable.device))
         sums, taken_out = self._trainable.gradient_sum(batch)
         self.taken_out += taken_out
+        added = 0.0
         if self._claim is not None and self._plan.privacy.clip_norm is not None:
-            _add_noise(sums, self._claim.noise_multiplier * self._plan.privacy.clip_norm, randomness)
+            added = _add_noise(sums, self._claim.noise_multiplier, self._plan.privacy.clip_norm, randomness)
         denominator = rate * self._declared_size
         proximal = self._plan.aggregation.proximal_mu or 0.0
         for parameter, total, origin in zip(self._trainable.trained, sums, start, strict=True):
@@ -141,6 +138,7 @@ class LocalTrainer:
             if proximal:
                 parameter.grad += proximal * (parameter.detach() - origin)
         optimizer.step()
+        return added
 
 
 def made_of(task: Task) -> dict[str, str]:
@@ -172,11 +170,12 @@ def scored(trainable: TrainableModel, records: Records) -> dict[str, float]:
     return sums
 
 
-def _add_noise(sums: list[Tensor], stddev: float, randomness: Randomness) -> None:
-    """One Gaussian vector over all parameters together, in their order."""
-    noise = randomness.gaussian(sum(total.numel() for total in sums)) * stddev
+def _add_noise(sums: list[Tensor], multiplier: float, clip_norm: float, randomness: Randomness) -> float:
+    """One Gaussian vector over all parameters together, in their order; gives its multiplier, for the record."""
+    noise = randomness.gaussian(sum(total.numel() for total in sums)) * (multiplier * clip_norm)
     for total, part in zip(sums, torch.split(noise, [total.numel() for total in sums]), strict=True):
         total += part.to(total.device).view_as(total)
+    return multiplier
 
 
 def _optimizer(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -426,3 +426,23 @@ def test_held_out_scores_are_means(make_submission: Make) -> None:
     expected = (3 * np.log(1 + np.exp(-1)) + np.log(1 + np.exp(1))) / 4
     assert means["accuracy"] == 0.75
     assert means["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_record_of_what_was_done_is_that_of_the_last_call(make_submission: Make) -> None:
+    """An auditor compares it with the plan: so it comes from the steps, and a round's not from an evaluation."""
+    noised = make_submission("evaluation.every=1", "evaluation.noise-multiplier=20.0", private=True)
+    local = trainer(noised)
+    local.train(local.initial(), SystemRandomness())
+    done = local.done()
+    assert (done["steps"], done["sampling_rate"]) == ("2", "0.5")
+    assert (done["noise_multiplier"], done["clip_norm"]) == ("4.0", "1.0")
+    assert len(done["code"]) == 64
+    local.evaluate(local.initial(), SystemRandomness())
+    done = local.done()
+    assert (done["steps"], done["sampling_rate"], done["noise_multiplier"]) == ("1", "1.0", "20.0")
+    assert "clip_norm" not in done
+    plain = trainer(make_submission("evaluation.every=1"))
+    plain.train(plain.initial(), SystemRandomness())
+    assert "noise_multiplier" not in plain.done()
+    plain.evaluate(plain.initial(), SystemRandomness())
+    assert plain.done()["steps"] == "1"
