@@ -24,6 +24,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "client/app.py",
         "server/app.py",
         "server/federation.py",
+        "server/grid.py",
         "server/replies.py",
         "server/strategies.py",
         "server/witnesses.py",
@@ -32,9 +33,18 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "simulations/scenario.py",
         "privacy/channel/",
     ),
-    "grpc": ("privacy/channel/", "server/link.py", "client/link.py", "server/enrolment.py"),
+    "grpc": (
+        "privacy/channel/",
+        "server/link.py",
+        "server/control.py",
+        "server/enrolment.py",
+        "server/serving.py",
+        "client/link.py",
+        "client/join.py",
+    ),
     "dp_accounting": ("privacy/budget/accounting.py",),
-    "sqlite3": ("privacy/budget/ledger.py", "privacy/audit/reading.py"),
+    "sqlalchemy": ("server/database.py", "server/members.py", "server/run_book.py"),
+    "sqlite3": ("privacy/budget/ledger.py", "privacy/audit/reading.py", "server/database.py"),
 }
 # What flwr keeps internal may move with any release: one file touches it.
 FLWR_INTERNALS = ("flwr.supercore.", "flwr.common.", "flwr.server.", "flwr.client.", "flwr.proto.", "flwr.superlink.")
