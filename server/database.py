@@ -1,4 +1,4 @@
-"""The server's database: SQLite in its home by default, or PostgreSQL by URL. Every commit is durable when it returns."""
+"""The server's database: SQLite in its home by default, or PostgreSQL by URL. A commit is durable when it returns."""
 
 import sqlite3
 
@@ -16,7 +16,7 @@ class Base(DeclarativeBase):
 
 
 def open_database(url: str) -> Engine:
-    """The database at a SQLAlchemy URL, with every table made; raise UsageError or FederationError where it is not one."""
+    """The database at a URL, with every table made; raise UsageError or FederationError where it is not one."""
     try:
         engine = create_engine(url, pool_pre_ping=True, connect_args=_arguments(url))
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
