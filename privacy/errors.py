@@ -9,6 +9,8 @@
     ├── LedgerError                exit 1   a ledger that is damaged, foreign or of another kind
     ├── CheckpointError            exit 1   a checkpoint that is missing, damaged or of another submission
     ├── FederationError            exit 1   a run that cannot go on: too few nodes, or they disagree
+    ├── ChannelError               exit 1   a peer or a message that the channel does not let through
+    ├── EnrolmentError             exit 2   a party that cannot be invited, joined, renewed or revoked so
     └── InterruptedRunError        exit 1   stopped by the operator; the state is kept
 
 The message says what happened, with the value and the limit. The remedy is one sentence. Neither ever holds
@@ -97,6 +99,16 @@ class CheckpointError(PrivetError):
 
 class FederationError(PrivetError):
     """A run that cannot go on."""
+
+
+class ChannelError(PrivetError):
+    """A certificate, a peer or a message that the channel does not let through."""
+
+
+class EnrolmentError(PrivetError):
+    """A party that cannot be invited, join, renew or be revoked like that."""
+
+    exit_code = 2
 
 
 class InterruptedRunError(PrivetError):
