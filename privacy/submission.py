@@ -5,26 +5,19 @@ Resolved means: every default is written out, the noise multiplier is a number, 
 signature over these bytes comes with the channel; the fields that it covers are here.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Self
 
-import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from .budget.accounting import epsilon_of, rounded_up, shown
 from .budget.calibration import calibrated_noise
 from .budget.charge import charged_events, evaluation_events
-from .errors import PlanError, UsageError
-from .plan import LARGEST_EPSILON, Epsilon, Name, NoiseMultiplier, Plan
-
-FORMAT = 1
-# A submission is a page of text; a larger one is refused before it is parsed.
-SUBMISSION_BYTES = 64 * 1024
-LONGEST_VALIDITY = timedelta(days=366)
+from .envelope import FORMAT, Envelope, canonical_of, check_canonical, hash_of_bytes, read_envelope, time_text
+from .errors import PlanError
+from .plan import LARGEST_EPSILON, Epsilon, NoiseMultiplier, Plan
 
 
 class Claim(BaseModel):
@@ -36,15 +29,7 @@ class Claim(BaseModel):
     noise_multiplier: NoiseMultiplier
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    format: int = Field(ge=FORMAT, le=FORMAT)
-    federation: Name
-    run_id: Name
-    operator: Name
-    not_before: StrictStr
-    expires: StrictStr
+class _Body(Envelope):
     claim: Claim | None
     plan: Plan
 
@@ -58,8 +43,6 @@ class _Body(BaseModel):
             raise ValueError("its plan is not resolved: a default is left open")
         if self.claim is not None and not _is_of(self.claim, self.plan):
             raise ValueError("the claim is another than the plan's")
-        if not timedelta(0) < _time(self.expires) - _time(self.not_before) <= LONGEST_VALIDITY:
-            raise ValueError("it must expire after it begins, and within a year")
         return self
 
 
@@ -86,37 +69,23 @@ class Submission:
 
     def is_valid_at(self, moment: datetime) -> bool:
         """Whether a node may admit it now."""
-        return _time(self.body.not_before) <= moment < _time(self.body.expires)
+        return self.body.is_valid_at(moment)
 
     @cached_property
     def canonical(self) -> bytes:
         """The bytes that are hashed and signed (RFC 8785)."""
-        return rfc8785.dumps(
-            self.body.model_dump(mode="json", by_alias=True, exclude_none=True) | {"claim": self._claim}
-        )
+        return canonical_of(self.body, self.claim.model_dump() if self.claim else None)
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the canonical bytes, hexadecimal."""
-        return hashlib.sha256(self.canonical).hexdigest()
-
-    @property
-    def _claim(self) -> dict[str, float] | None:
-        return self.claim.model_dump() if self.claim else None
+        return hash_of_bytes(self.canonical)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """The submission in canonical bytes from outside; anything else raises UsageError."""
-        if len(content) > SUBMISSION_BYTES:
-            raise _malformed(f"{len(content)} bytes, allowed are {SUBMISSION_BYTES}")
-        try:
-            submission = cls(_Body.model_validate(json.loads(content)))
-        except ValidationError as error:
-            raise _malformed(_first_problem(error)) from None
-        except (ValueError, RecursionError) as error:
-            raise _malformed(f"not JSON: {error}") from None
-        if submission.canonical != content:  # one meaning, one hash: no second spelling is accepted
-            raise _malformed("its bytes are not canonical (RFC 8785)")
+        submission = cls(read_envelope(content, _Body))
+        check_canonical(content, submission.canonical)
         return submission
 
 
@@ -140,8 +109,8 @@ def resolve(
             federation=federation,
             run_id=run_id,
             operator=operator,
-            not_before=_text(now),
-            expires=_text(now + validity),
+            not_before=time_text(now),
+            expires=time_text(now + validity),
             claim=claim,
             plan=_with_defaults(plan),
         )
@@ -184,24 +153,3 @@ def claim_of(plan: Plan) -> Claim | None:
     others = evaluation_events(plan, plan.evaluations_charged)
     noise = calibrated_noise(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps, others)
     return Claim(epsilon=privacy.epsilon, noise_multiplier=noise)
-
-
-def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _time(text: str) -> datetime:
-    moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    if _text(moment) != text:  # strptime also reads 2026-1-1, and digits of other scripts
-        raise ValueError("a time is spelled YYYY-MM-DDThh:mm:ssZ")
-    return moment
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ").partition("\n")[0]
-    return ": ".join([*filter(None, [".".join(str(part) for part in first["loc"])]), message])
-
-
-def _malformed(why: str) -> UsageError:
-    return UsageError(f"malformed submission: {why}", "ask the coordinator to submit the plan again")

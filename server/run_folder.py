@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from ..privacy.envelope import SUBMISSION_BYTES
 from ..privacy.errors import CheckpointError
 from ..privacy.plan import Plan
 from ..privacy.plan_file import plan_text, read_plan
-from ..privacy.submission import SUBMISSION_BYTES, Submission
+from ..privacy.submission import Submission
 from .checkpoints import Checkpoints, State
 
 

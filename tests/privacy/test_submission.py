@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from privet.privacy.budget.accounting import epsilon_of, rounded_up
 from privet.privacy.budget.charge import charged_events
+from privet.privacy.envelope import SUBMISSION_BYTES
 from privet.privacy.errors import PlanError, UsageError
 from privet.privacy.plan import Plan
 from privet.privacy.plan_file import parse_plan
-from privet.privacy.submission import SUBMISSION_BYTES, Submission, claim_of, resolve
+from privet.privacy.submission import Submission, claim_of, resolve
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 CLAIM = ("privacy.unit=record", "privacy.delta=1e-5", "privacy.clip-norm=1.0")
