@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from ..privacy.budget.book import DeclaredDataset
 from ..privacy.budget.guard import Attempt, Guard, Standing
@@ -20,8 +20,10 @@ from ..privacy.errors import LedgerError, PrivetError, Refusal, RefusedError
 from ..privacy.parameters import Array, Parameters, hash_of, problem_of
 from ..privacy.submission import Submission
 from .answers import Answer, Answers
-from .randomness import Randomness, SeededRandomness, SystemRandomness
-from .tasks.protocol import Source
+from .draw import SYSTEM, Draw, public_draw
+
+if TYPE_CHECKING:  # what trains imports torch; this process need not
+    from .tasks.protocol import Source
 
 _Result = TypeVar("_Result")
 
@@ -47,11 +49,11 @@ class Trainer(Protocol):
         """The model that the task and the public seed give."""
         ...
 
-    def train(self, parameters: Parameters, randomness: Randomness) -> dict[str, Array]:
+    def train(self, parameters: Parameters, draw: Draw) -> dict[str, Array]:
         """The parameters after a round of local training."""
         ...
 
-    def evaluate(self, parameters: Parameters, randomness: Randomness) -> dict[str, float]:
+    def evaluate(self, parameters: Parameters, draw: Draw) -> dict[str, float]:
         """Sums of metrics over records."""
         ...
 
@@ -60,8 +62,8 @@ class Trainer(Protocol):
         ...
 
 
-Workshop = Callable[[Submission, DeclaredDataset, Source], Trainer]
-RandomnessSource = Callable[[Submission, Attempt], Randomness]
+Workshop = Callable[[Submission, DeclaredDataset, "Source"], Trainer]
+Draws = Callable[[Submission, Attempt], Draw]
 
 
 class Node:
@@ -70,11 +72,11 @@ class Node:
     def __init__(
         self,
         name: str,
-        source: Source,
+        source: "Source",
         guard: Guard,
         answers: Answers,
         workshop: Workshop,
-        randomness: RandomnessSource | None = None,
+        draws: Draws | None = None,
         clock: Clock = system_clock,
     ) -> None:
         self.name = name
@@ -82,7 +84,7 @@ class Node:
         self._guard = guard
         self._answers = answers
         self._workshop = workshop
-        self._randomness = randomness or self._node_randomness
+        self._draws = draws or self._node_draw
         self._clock = clock
         self._trainers: dict[str, Trainer] = {}
 
@@ -117,7 +119,7 @@ class Node:
         kept = self._guard.begin(submission, attempt, request.witnessed)
         if kept is not None:
             return self._kept_answer(submission, attempt, kept)
-        answer = self._carry_out(trainer, request, self._randomness(submission, attempt))
+        answer = self._carry_out(trainer, request, self._draws(submission, attempt))
         answer_hash = self._answers.keep(submission.run_id, attempt, answer)
         self._guard.answered(submission, attempt, answer_hash, trainer.done())
         return answer
@@ -151,10 +153,10 @@ class Node:
         except LedgerError as error:
             raise RefusedError(Refusal.ATTEMPT_SPENT, error.message, error.remedy) from None
 
-    def _carry_out(self, trainer: Trainer, request: Request, randomness: Randomness) -> Answer:
+    def _carry_out(self, trainer: Trainer, request: Request, draw: Draw) -> Answer:
         if request.stage == "evaluate":
-            return Answer(sums=self._guarded(lambda: trainer.evaluate(request.parameters, randomness)))
-        return Answer(parameters=self._guarded(lambda: trainer.train(request.parameters, randomness)))
+            return Answer(sums=self._guarded(lambda: trainer.evaluate(request.parameters, draw)))
+        return Answer(parameters=self._guarded(lambda: trainer.train(request.parameters, draw)))
 
     def _guarded(self, work: Callable[[], _Result]) -> _Result:
         """The work's result; whatever the task raises becomes one code, and its text stays here."""
@@ -168,18 +170,11 @@ class Node:
                 "see the node's local log",
             ) from error
 
-    def _node_randomness(self, submission: Submission, attempt: Attempt) -> Randomness:
+    def _node_draw(self, submission: Submission, attempt: Attempt) -> Draw:
         """Fresh from the operating system where a claim is made; seeded by the public seed where none is."""
         if submission.claim is not None:
-            return SystemRandomness()
-        return public_randomness(submission, attempt, self.name)
-
-
-def public_randomness(submission: Submission, attempt: Attempt, name: str) -> Randomness:
-    """For runs without privacy: one plan, one choice of batches, in a deployment, a simulation, or a second try."""
-    if submission.claim is not None:
-        raise ValueError("a private run never draws from a public seed")
-    return SeededRandomness(submission.plan.run.seed, name, attempt.stage, attempt.round)
+            return SYSTEM
+        return public_draw(submission, attempt, self.name)
 
 
 def _attempt(request: Request, submission: Submission) -> Attempt:

@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .draw import Draw
+
 _KEY_BYTES = 32
 _BLOCK_BYTES = 16
 _MANTISSA_BITS = 53  # of a double: a uniform is a multiple of 2^-53
@@ -107,3 +109,8 @@ class SeededRandomness:
     def module_seed(self) -> int:
         """See Randomness."""
         return int(torch.randint(2**62, (1,), generator=self._generator))
+
+
+def drawn(draw: Draw) -> Randomness:
+    """The numbers that a Draw names; from the operating system they are others at every call."""
+    return SystemRandomness() if draw.seed is None else SeededRandomness(draw.seed, *draw.labels)

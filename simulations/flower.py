@@ -11,12 +11,13 @@ import torch
 from flwr.app import Context
 
 from ..client.app import client_app
+from ..client.bench import Bench
 from ..client.node import Node
 from ..client.tasks.registry import load_task
 from ..privacy.errors import UsageError
 from ..server.run_config import RunConfig
 from ..server.run_folder import RunFolder
-from .nodes import Bench, NodeFolders, simulated_node
+from .nodes import NodeFolders, simulated_node
 from .world import World
 
 

@@ -4,14 +4,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-import torch
-
 from ..client.answers import Answers
-from ..client.node import Node, public_randomness
-from ..client.probe import probe
-from ..client.randomness import Randomness, SeededRandomness
-from ..client.tasks.protocol import Source, Task
-from ..client.training import LocalTrainer, TrainableModel
+from ..client.bench import Bench
+from ..client.draw import Draw, public_draw
+from ..client.node import Node
 from ..privacy.budget.accounts import AccountBook, AccountTerms
 from ..privacy.budget.book import DeclaredDataset
 from ..privacy.budget.guard import Attempt, Guard
@@ -33,26 +29,6 @@ class NodeFolders:
     answers: Path
 
 
-class Bench:
-    """Where all nodes of one process train, one after the other: the model is built and probed once for all of them."""
-
-    def __init__(self, task: Task, device: torch.device) -> None:
-        self._task = task
-        self._device = device
-        self._models: dict[str, TrainableModel] = {}
-
-    def trainable(self, submission: Submission) -> TrainableModel:
-        """The submission's model; raise TaskError when it is unfit to be trained privately."""
-        if submission.hash not in self._models:
-            probe(self._task, submission.plan)
-            self._models[submission.hash] = TrainableModel(self._task, submission.plan, self._device)
-        return self._models[submission.hash]
-
-    def trainer(self, submission: Submission, dataset: DeclaredDataset, source: Source) -> LocalTrainer:
-        """See node.Workshop."""
-        return LocalTrainer(self.trainable(submission), submission, source, dataset.declared_size)
-
-
 def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, bench: Bench) -> Node:
     """The node of one share, which declares its true size, with a ledger of its own."""
     key = SigningKey.load_or_create(folders.ledgers / f"{name}.pem")
@@ -65,7 +41,7 @@ def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, be
         guard=Guard(accounts, plan.dataset),
         answers=Answers(folders.answers / name),
         workshop=bench.trainer,
-        randomness=lambda submission, attempt: simulated_randomness(submission, attempt, name),
+        draws=lambda submission, attempt: simulated_draw(submission, attempt, name),
     )
 
 
@@ -86,9 +62,9 @@ def _declare(accounts: AccountBook, world: World, name: str, plan: Plan) -> None
         accounts.add_dataset(DeclaredDataset(plan.dataset, world.task.name, path, size, ACCOUNT))
 
 
-def simulated_randomness(submission: Submission, attempt: Attempt, name: str) -> Randomness:
+def simulated_draw(submission: Submission, attempt: Attempt, name: str) -> Draw:
     """Reproducible from the plan's seed, other for every node, stage, round and attempt. Protects nobody."""
     if submission.claim is None:
-        return public_randomness(submission, attempt, name)
-    seed = submission.plan.run.seed
-    return SeededRandomness(seed, "simulated-noise", name, attempt.stage, attempt.round, attempt.number)
+        return public_draw(submission, attempt, name)
+    labels = ("simulated-noise", name, attempt.stage, attempt.round, attempt.number)
+    return Draw(submission.plan.run.seed, labels)

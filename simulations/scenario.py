@@ -15,6 +15,7 @@ from flwr.app import Context, RecordDict
 
 from .. import __version__
 from ..client.app import client_app
+from ..client.bench import Bench
 from ..client.node import Node
 from ..client.tasks.registry import load_task
 from ..client.training import held_out_scores
@@ -31,7 +32,7 @@ from ..server.run_folder import RunFolder
 from ..server.simulated import simulated_submission
 from ..server.witnesses import witnesses_in
 from .grid import Fault, LocalGrid
-from .nodes import Bench, NodeFolders, simulated_node
+from .nodes import NodeFolders, simulated_node
 from .views import RoundView, Views
 from .world import World
 

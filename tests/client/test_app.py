@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from privet.client.answers import Answers
 from privet.client.app import client_app
+from privet.client.draw import Draw
 from privet.client.node import Node
-from privet.client.randomness import Randomness
 from privet.client.tasks.protocol import Partition, Records
 from privet.privacy.budget.guard import Guard
 from privet.privacy.budget.keys import SigningKey
@@ -47,13 +47,13 @@ class Trainer:
     def initial(self) -> dict[str, Array]:
         return {"weight": np.zeros((2, 3), dtype=np.float32)}
 
-    def train(self, parameters: Parameters, randomness: Randomness) -> dict[str, Array]:
+    def train(self, parameters: Parameters, draw: Draw) -> dict[str, Array]:
         self.touched += 1
         if self.failing:
             raise self.failing
         return {name: values + 1 for name, values in parameters.items()}
 
-    def evaluate(self, parameters: Parameters, randomness: Randomness) -> dict[str, float]:
+    def evaluate(self, parameters: Parameters, draw: Draw) -> dict[str, float]:
         self.touched += 1
         return {"accuracy": 7.0}
 

@@ -1,6 +1,8 @@
 """The node's story with a trainer that notes when records are touched, a real ledger and real kept answers."""
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from privet.client.answers import Answer, Answers
-from privet.client.node import Node, Request, Workshop, public_randomness
-from privet.client.randomness import Randomness, SystemRandomness
+from privet.client.draw import SYSTEM, Draw, public_draw
+from privet.client.node import Node, Request, Workshop
+from privet.client.randomness import drawn
 from privet.client.tasks.protocol import Partition, Records, Source
 from privet.privacy.budget.book import DeclaredDataset
 from privet.privacy.budget.guard import Attempt
@@ -40,27 +43,27 @@ class NotingTrainer:
 
     ledger: Path
     seen: list[list[tuple[str, str]]] = field(default_factory=list)
-    randomness: list[Randomness] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
     fails: bool = False
 
     def initial(self) -> dict[str, Array]:
         return model()
 
-    def train(self, parameters: Parameters, randomness: Randomness) -> dict[str, Array]:
-        self._touch(randomness)
-        noise = randomness.gaussian(6).numpy().reshape(2, 3)
+    def train(self, parameters: Parameters, draw: Draw) -> dict[str, Array]:
+        self._touch(draw)
+        noise = drawn(draw).gaussian(6).numpy().reshape(2, 3)
         return {"weight": parameters["weight"] + noise, "bias": np.array(parameters["bias"])}
 
-    def evaluate(self, parameters: Parameters, randomness: Randomness) -> dict[str, float]:
-        self._touch(randomness)
-        return {"accuracy": 12.0 + float(randomness.gaussian(1)[0])}
+    def evaluate(self, parameters: Parameters, draw: Draw) -> dict[str, float]:
+        self._touch(draw)
+        return {"accuracy": 12.0 + float(drawn(draw).gaussian(1)[0])}
 
     def done(self) -> dict[str, str]:
         return {"steps": str(len(self.seen))}
 
-    def _touch(self, randomness: Randomness) -> None:
+    def _touch(self, draw: Draw) -> None:
         self.seen.append(entries(self.ledger))
-        self.randomness.append(randomness)
+        self.draws.append(draw)
         if self.fails:
             raise RuntimeError("patient 17 has a label out of range")
 
@@ -336,7 +339,6 @@ def test_two_attempts_of_a_round_draw_other_noise(world: World, make_submission:
     submission = make_submission(private=True)
     first, second = (world.node.answer(asked(submission, attempt=attempt)) for attempt in (1, 2))
     assert not np.array_equal(first.parameters["weight"], second.parameters["weight"])
-    assert world.trainer.randomness[0] is not world.trainer.randomness[1]
 
 
 def test_task_that_fails_spends_its_attempt(
@@ -489,29 +491,28 @@ def test_attack_kept_answer_tampered_with(world: World, make_submission: Make, h
 
 def test_private_run_draws_from_the_operating_system(world: World, make_submission: Make) -> None:
     world.node.answer(asked(make_submission(private=True)))
-    (randomness,) = world.trainer.randomness
-    assert isinstance(randomness, SystemRandomness)
-    assert not randomness.is_seeded
+    assert world.trainer.draws == [SYSTEM]
+    assert not SYSTEM.is_seeded
 
 
 def test_run_without_privacy_draws_from_its_public_seed(world: World, make_submission: Make) -> None:
     """So that a deployment and a simulation of one plan give the same model, also at a second attempt."""
     submission = make_submission()
     first, second = (world.node.answer(asked(submission, attempt=attempt)) for attempt in (1, 2))
-    assert world.trainer.randomness[0].is_seeded
+    assert world.trainer.draws[0].is_seeded
     assert np.array_equal(first.parameters["weight"], second.parameters["weight"])
     other_round = world.node.answer(asked(submission, number=2))
     assert not np.array_equal(first.parameters["weight"], other_round.parameters["weight"])
 
 
-def test_private_run_never_gets_public_randomness(make_submission: Make) -> None:
+def test_private_run_never_gets_a_public_draw(make_submission: Make) -> None:
     with pytest.raises(ValueError, match="public seed"):
-        public_randomness(make_submission(private=True), Attempt("train", 1, 1, "0"), "hospital")
+        public_draw(make_submission(private=True), Attempt("train", 1, 1, "0"), "hospital")
 
 
 def test_two_nodes_sample_differently_in_a_run_without_privacy(make_submission: Make) -> None:
     submission, attempt = make_submission(), Attempt("train", 1, 1, "0")
-    ours, theirs = (public_randomness(submission, attempt, name).gaussian(4) for name in ("a", "b"))
+    ours, theirs = (drawn(public_draw(submission, attempt, name)).gaussian(4) for name in ("a", "b"))
     assert not torch.equal(ours, theirs)
 
 
@@ -542,3 +543,10 @@ def test_kept_answer_holds_arrays_and_sums_exactly(tmp_path: Path) -> None:
     assert all(np.array_equal(read.parameters[name], arrays[name]) for name in arrays)
     with pytest.raises(LedgerError):
         answers.read("run", attempt, "0" * 64)
+
+
+def test_process_that_holds_the_keys_imports_nothing_that_trains() -> None:
+    """It stays small and starts at once; the code of tasks runs in another process."""
+    program = "import sys, privet.client.node, privet.client.app; print({'torch', 'opacus'} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout == "set()\n"

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from privet.client.randomness import Randomness, SeededRandomness, SystemRandomness
+from privet.client.draw import SYSTEM, Draw
+from privet.client.randomness import Randomness, SeededRandomness, SystemRandomness, drawn
 from scipy import stats
 
 ALPHA = 1e-6
@@ -183,3 +184,21 @@ def test_no_two_lists_of_labels_draw_the_same() -> None:
 def test_modules_are_seeded_with_what_torch_takes(randomness: Randomness) -> None:
     for _ in range(100):
         assert 0 <= randomness.module_seed() < 2**63
+
+
+def test_draw_with_a_seed_gives_the_numbers_of_its_labels() -> None:
+    theirs = SeededRandomness(3, "simulated-noise", "node-1", "train", 2, 1).gaussian(50)
+    assert torch.equal(drawn(Draw(3, ("simulated-noise", "node-1", "train", 2, 1))).gaussian(50), theirs)
+    assert drawn(Draw(0)).is_seeded
+
+
+def test_draw_from_the_operating_system_is_another_each_time() -> None:
+    ours, theirs = drawn(SYSTEM), drawn(SYSTEM)
+    assert not ours.is_seeded
+    assert not torch.equal(ours.gaussian(50), theirs.gaussian(50))
+
+
+def test_labels_without_a_seed_are_refused() -> None:
+    """Somebody would believe that the numbers can be drawn again."""
+    with pytest.raises(ValueError, match="seed"):
+        Draw(labels=("node-1",))

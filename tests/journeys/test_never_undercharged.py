@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from privet.client.answers import Answers
+from privet.client.draw import Draw
 from privet.client.node import Node, Request
-from privet.client.randomness import Randomness
+from privet.client.randomness import drawn
 from privet.privacy.budget.accounts import AccountBook, AccountTerms
 from privet.privacy.budget.book import DeclaredDataset
 from privet.privacy.budget.guard import Guard
@@ -61,14 +62,14 @@ class NumpyTrainer:
     def initial(self) -> dict[str, np.ndarray]:
         return MODEL
 
-    def train(self, parameters: Mapping[str, np.ndarray], randomness: Randomness) -> dict[str, np.ndarray]:
-        noise = randomness.gaussian(50).numpy()
+    def train(self, parameters: Mapping[str, np.ndarray], draw: Draw) -> dict[str, np.ndarray]:
+        noise = drawn(draw).gaussian(50).numpy()
         descriptor = os.open(self._evidence, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(descriptor, f"{self._run} {noise.tobytes()[:8].hex()}\n".encode())
         os.close(descriptor)
         return {name: array + noise for name, array in parameters.items()}
 
-    def evaluate(self, parameters: Mapping[str, np.ndarray], randomness: Randomness) -> dict[str, float]:
+    def evaluate(self, parameters: Mapping[str, np.ndarray], draw: Draw) -> dict[str, float]:
         return {}
 
     def done(self) -> dict[str, str]:
