@@ -258,7 +258,16 @@ def _identity_in(parsed: x509.Certificate) -> Identity:
 
 def federation_of(authority: x509.Certificate) -> str:
     """The federation that a root or an issuer names (its organisation)."""
-    found = authority.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return _organisation(authority.subject)
+
+
+def federation_of_issuer(certificate: x509.Certificate) -> str:
+    """The federation that a certificate's issuer names."""
+    return _organisation(certificate.issuer)
+
+
+def _organisation(name: x509.Name) -> str:
+    found = name.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
     return str(found[0].value) if len(found) == 1 else ""
 
 
