@@ -2,26 +2,23 @@
 
 The rules:
 1. TLS 1.3 alone. Python's gRPC has no option for it, so the one TLS 1.2 suite that is left on the list needs an RSA
-   key, and no key here is RSA: a handshake of 1.2 finds no shared cipher. `peer_of` insists all the same.
+   key, and no key here is RSA: a handshake of 1.2 finds no shared cipher. gRPC reads that list when it is imported, so
+   privet/__init__.py sets it; a program that imported gRPC before is caught by `insist_on_tls`.
 2. The federation's root is the only root. The machine's own list of authorities is never read.
 3. A new connection gets the newest certificate of the server; open ones go on with theirs.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..errors import ChannelError
-from .identities import Certificate, Identity, Role, federation_of_issuer
-from .member import Member
-
-# Read once, by the first credentials that gRPC makes, so it stands before the import.
-os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
-
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+
+from ..errors import ChannelError
+from .identities import Certificate, Identity, Role, federation_of_issuer
+from .member import Member
 
 _TLS = b"TLSv1.3"
 _JOIN = "privet join TOKEN, with a token from the coordinator"
@@ -83,9 +80,7 @@ def peer_of(auth_context: Mapping[str, Iterable[bytes]]) -> Peer:
 
     TLS has verified the path up to the root. Source of the rest: SPIFFE X.509-SVID, section 2.
     """
-    version = _one(auth_context, "ssl_tls_version")
-    if version != _TLS:
-        raise ChannelError("a connection that is not TLS 1.3", "update privet, and use no TLS proxy in between")
+    version = insist_on_tls(auth_context)
     try:
         parsed = x509.load_pem_x509_certificate(_one(auth_context, "x509_pem_cert"))
     except ValueError:
@@ -95,7 +90,15 @@ def peer_of(auth_context: Mapping[str, Iterable[bytes]]) -> Peer:
         raise ChannelError(f"{said.identity.uri}: not a name that this federation's issuer gives", _JOIN)
     if said.identity.role is Role.SERVER:
         raise ChannelError(f"{said.identity.uri}: a server calls nobody", _JOIN)
-    return Peer(said.identity, said.serial, said.key_fingerprint, said.not_after, version.decode())
+    return Peer(said.identity, said.serial, said.key_fingerprint, said.not_after, version)
+
+
+def insist_on_tls(auth_context: Mapping[str, Iterable[bytes]]) -> str:
+    """The connection's version of TLS; raise ChannelError for any but 1.3."""
+    version = _one(auth_context, "ssl_tls_version")
+    if version != _TLS:
+        raise ChannelError("a connection that is not TLS 1.3", "update privet, and use no TLS proxy in between")
+    return version.decode()
 
 
 def _configuration(presented: Presented) -> grpc.ServerCertificateConfiguration:
