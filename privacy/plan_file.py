@@ -1,20 +1,20 @@
-"""Reading a plan from TOML, and saying precisely what is wrong with one: line, nearest known key, allowed range."""
+"""Reading a plan from TOML, and saying precisely what is wrong with one: line, nearest known key, allowed range.
 
-import difflib
-import re
-import reprlib
+A file with a section `[app]` is the plan of a Flower app (plan_app.py), which makes no claim; any other trains a task.
+"""
+
 import tomllib
-import types
-import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from .errors import PlanError
 from .plan import Plan
+from .plan_app import AppPlan
+from .toml_file import problems_of
 
 # A plan is a page of text; anything larger is not one.
 PLAN_BYTES = 64 * 1024
@@ -22,7 +22,7 @@ PLAN_BYTES = 64 * 1024
 Table = dict[str, object]
 _SET = "mend what --set says; privet plan new PLAN writes a plan with every key explained"
 _CHECK = "mend the plan, then: privet plan check {}"
-_SHORT = reprlib.Repr()  # of what was given, so that a message stays a line
+_AnyPlan = TypeVar("_AnyPlan", bound=BaseModel)
 
 
 def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
@@ -35,24 +35,38 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
 
 def parse_plan(text: str, origin: str, overrides: Sequence[str] = ()) -> Plan:
     """The plan in TOML `text`; `origin` names it in messages."""
+    return _validated(Plan, text, origin, overrides)
+
+
+def read_any_plan(path: Path, overrides: Sequence[str] = ()) -> Plan | AppPlan:
+    """The plan in a file, of a task or of a Flower app; told apart by `[app]`. Raises as `read_plan`."""
+    text = _text_of(path)
+    if "app" in _table_of(text, str(path), _CHECK.format(path)):
+        return _validated(AppPlan, text, str(path), overrides)
+    return _validated(Plan, text, str(path), overrides)
+
+
+def plan_text(plan: Plan | AppPlan) -> str:
+    """The plan as TOML that reads back to the same plan, every default written out."""
+    return tomli_w.dumps(plan.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def _validated(model: type[_AnyPlan], text: str, origin: str, overrides: Sequence[str]) -> _AnyPlan:
     remedy = _CHECK.format(origin) if not overrides else _SET
+    table = _table_of(text, origin, remedy)
+    overridden = [_override(table, assignment) for assignment in overrides]
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        raise PlanError(problems_of(error, model, text, origin, overridden), remedy) from None
+
+
+def _table_of(text: str, origin: str, remedy: str) -> Table:
     try:
         table: Table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits, and of deep nesting
         raise PlanError([f"{origin}: not TOML: {error}"], remedy) from None
-    overridden = [_override(table, assignment) for assignment in overrides]
-    try:
-        return Plan.model_validate(table)
-    except ValidationError as error:
-        # Unknown names first: a misspelt section is also a missing one, and its own line says more.
-        found = sorted(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
-        problems = [_problem(details, text, origin, overridden) for each in found for details in _split(each)]
-        raise PlanError(problems, remedy) from None
-
-
-def plan_text(plan: Plan) -> str:
-    """The plan as TOML that reads back to the same plan, every default written out."""
-    return tomli_w.dumps(plan.model_dump(mode="json", by_alias=True, exclude_none=True))
+    return table
 
 
 def _text_of(path: Path) -> str:
@@ -95,60 +109,3 @@ def _toml_value(text: str) -> object:
     except (ValueError, RecursionError):
         return text
     return table["value"] if len(table) == 1 else text
-
-
-def _split(details: ErrorDetails) -> Iterable[ErrorDetails]:
-    """The rules between keys are told in one error, a line each."""
-    return [typing.cast(ErrorDetails, {**details, "msg": line}) for line in details["msg"].splitlines()]
-
-
-def _problem(details: ErrorDetails, text: str, origin: str, overridden: Iterable[str]) -> str:
-    """One validation error as `origin:line: section.key: what is wrong`."""
-    location = tuple(str(part) for part in details["loc"])
-    message = details["msg"].removeprefix("Value error, ")
-    if details["type"] == "value_error" and not location:  # a rule between keys: its message names the key
-        key, _, message = message.partition(": ")
-        location = tuple(key.split("."))
-    elif details["type"] == "extra_forbidden":
-        message = _unknown(location)
-    elif details["type"] == "missing":
-        message = "missing"
-    else:
-        message = f"{message[0].lower()}{message[1:]}, got {_SHORT.repr(details['input'])}"
-    key = ".".join(location[:2])
-    where = "--set" if key in overridden else f"{origin}{_line_of(location, text)}"
-    return f"{where}: {key}: {message}"
-
-
-def _unknown(location: tuple[str, ...]) -> str:
-    section = Plan.model_fields.get(location[0])
-    if len(location) == 1 or section is None:
-        return f"unknown section{_nearest(location[0], Plan.model_fields)}"
-    model = _section_model(section.annotation)
-    known = [field.alias or name for name, field in model.model_fields.items()] if model else []
-    return f"unknown key{_nearest(location[1], known)}"
-
-
-def _section_model(annotation: object) -> type[BaseModel] | None:
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    options = sorted(known)
-    nearest = difflib.get_close_matches(word.lower(), options, n=1, cutoff=0.6)
-    return f"; did you mean {nearest[0]}?" if nearest else f"; known: {', '.join(options)}"
-
-
-def _line_of(location: tuple[str, ...], text: str) -> str:
-    """`:line` of a key, or of its section where the key is missing; nothing where neither is written out."""
-    section, key = location[0], location[1] if len(location) > 1 else None
-    inside, found = False, ""
-    for number, line in enumerate(text.split("\n"), start=1):
-        header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
-        if header:
-            inside = header.group(1).strip('"') == section
-            found = f":{number}" if inside else found
-        elif inside and key and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
-            return f":{number}"
-    return found
