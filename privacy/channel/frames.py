@@ -37,7 +37,6 @@ __all__ = [
     "PayloadMemory",
     "encode",
     "read_frame",
-    "run_number",
     "to_message",
 ]
 
@@ -110,15 +109,6 @@ def read_frame(data: bytes) -> pb.Frame | memoryview:
     if frame.WhichOneof("kind") in (None, "chunk"):
         raise malformed("a frame of no known kind")
     return frame
-
-
-def run_number(run_id: str) -> int:
-    """The number by which Flower knows a run: 63 bits of its name's SHA-256, the same at every party.
-
-    >>> run_number("run-1")
-    2824577193250042522
-    """
-    return int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:8], "big") >> 1
 
 
 def _header(message: Message, message_id: bytes, reply_to: bytes, run_id: str, limits: Limits) -> pb.Header:
