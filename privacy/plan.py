@@ -28,6 +28,7 @@ MOST_ROUNDS = 100_000
 MOST_STEPS = 100_000
 MOST_NODES = 100_000
 MOST_OPTIONS = 64
+LONGEST_DEADLINE = 7 * 24 * 3600.0  # seconds that a round may wait for its answers
 LONGEST_OPTION = 256  # characters
 
 # Limits of a claim, so that no plan can keep an accountant busy for hours. Outside these it is a mistake: with less
@@ -108,6 +109,7 @@ class AggregationSection(Section):
     fraction: Share = 1.0
     min_nodes: Annotated[StrictInt, Field(ge=1, le=MOST_NODES)] = 2
     participations: Annotated[StrictInt, Field(ge=1, le=MOST_ROUNDS)] | None = None
+    deadline: Annotated[StrictFloat, Field(gt=0, le=LONGEST_DEADLINE)] | None = None
     server_learning_rate: Positive | None = None
     server_momentum: Momentum | None = None
     beta_1: Momentum | None = None
@@ -287,6 +289,8 @@ def _privacy_problems(privacy: PrivacySection) -> list[str]:
 def _evaluation_problems(plan: Plan) -> list[str]:
     if plan.evaluation is None:
         return []
+    if plan.evaluation.every > plan.run.rounds:
+        return [f"evaluation.every: {plan.evaluation.every}, but there are {plan.run.rounds} rounds: none is evaluated"]
     noised = plan.evaluation.noise_multiplier is not None
     if plan.privacy.is_private and not noised:
         return ["evaluation.noise-multiplier: missing; metrics on private records leave a node only with noise"]

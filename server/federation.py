@@ -1,15 +1,20 @@
 """Federation: the story of a run at the server, from top to bottom.
 
-    roster -> initial model -> (cohort -> ask -> aggregate -> evaluate -> checkpoint) x rounds
+    roster -> initial model -> (cohort -> ask -> aggregate -> evaluate -> checkpoint -> who has come?) x rounds
 
 The server holds no model code and sees no records. Of what a node says it believes only what it can check: an update
 has the model's names and shapes and finite values, and weighs what the node declared before the run. A run that was
 killed goes on from its newest checkpoint; nodes that had answered send the kept answer again.
+
+Nodes come and go. Each is asked once who it is, with the submission in hand, so that it may refuse before it is asked
+to train; one that connects later joins the next round; one that went away is one that does not answer. A round waits
+for its answers until the plan's deadline, and ends there without the others if `min-nodes` have answered.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -23,7 +28,9 @@ from . import strategies
 from .aggregation import RunningAverage
 from .checkpoints import Checkpoints, RoundReport, State
 from .cohort import choose_cohort
-from .replies import Failure, Member, checked_metrics, checked_update, member_of
+from .events import Answered, Evaluated, Missed, RollCalled, RoundBegun, Saved, Tell, unheard
+from .replies import Failure, checked_metrics, checked_update, member_of, size_of
+from .roster import NO_ANSWER, PASSING, Roster
 from .witnesses import Witnesses
 
 # A refusal of these kinds may end with another attempt; any other ends a node's part in the run.
@@ -34,6 +41,21 @@ _LEDGER_CONTRADICTS = "ledger-contradicts"
 _Answer = TypeVar("_Answer")
 
 Watch = Callable[[State], None]
+NameOf = Callable[[int], str]
+
+
+class Seal(Protocol):
+    """What a node needs to see that an operator has signed the submission."""
+
+    @property
+    def signature(self) -> bytes:
+        """By the operator's key."""
+        ...
+
+    @property
+    def certificates(self) -> bytes:
+        """PEM: the operator's and its issuer's."""
+        ...
 
 
 @dataclass(slots=True)
@@ -47,7 +69,12 @@ class _Gathered:
 
 
 class Federation:
-    """Carries out one submission over a Flower Grid."""
+    """Carries out one submission over a Flower Grid.
+
+    `watch` gets the state after every round, once it is durable; `tell` what happens meanwhile. `timeout`: seconds for
+    a round's answers where the plan has no deadline; `patience`: seconds for saying who one is. `name_of`: a node's
+    name as the channel knows it; without it a node's own word counts. `seal`: the signature, for the nodes to check.
+    """
 
     def __init__(
         self,
@@ -57,6 +84,11 @@ class Federation:
         watch: Watch,
         witnesses: Witnesses | None = None,
         timeout: float | None = None,
+        *,
+        patience: float | None = None,
+        seal: Seal | None = None,
+        name_of: NameOf | None = None,
+        tell: Tell = unheard,
     ) -> None:
         self._submission = submission
         self._plan = submission.plan
@@ -64,36 +96,47 @@ class Federation:
         self._checkpoints = checkpoints
         self._watch = watch
         self._witnesses = witnesses
-        self._timeout = timeout
+        self._timeout = self._plan.aggregation.deadline or timeout
+        self._patience = patience or timeout
+        self._submitted = _submitted(submission, seal)
+        self._name_of = name_of
+        self._tell = tell
         self._strategy = strategies.build_strategy(self._plan)
-        self._roster: dict[str, Member] = {}
+        self._roster = Roster()
         self._encoded: tuple[Parameters, ArrayRecord] | None = None
 
     def run(self) -> State:
         """The last round's state. Raises FederationError when fewer than `min-nodes` can go on."""
-        self._roster = self._call_roll()
+        self._call_roll()
+        self._require(len(self._roster), "say who they are", self._roster.refused)
         state = self._checkpoints.newest() or self._begin()
         strategies.remind(self._strategy, state.strategy, {name: array.shape for name, array in state.model.items()})
         self._watch(state)
         for number in range(state.round + 1, self._plan.run.rounds + 1):
             state = self._round(state, number)
             self._checkpoints.save(state)
+            self._tell(Saved(number))
             self._watch(state)
+            if number < self._plan.run.rounds:
+                self._call_roll()
         self._tell_witnessed()
         return state
 
-    def _call_roll(self) -> dict[str, Member]:
-        """Who is there, by name: every node says its name and declared size once."""
-        messages = [self._message(node_id, words.DESCRIBE, RecordDict()) for node_id in self._grid.get_node_ids()]
-        members = [member_of(reply) for reply in self._ask(messages)]
-        roster: dict[str, Member] = {}
-        for member in members:
-            if member is not None:
-                if member.name in roster:
-                    raise FederationError(f"two nodes call themselves {member.name}", "give each node its own name")
-                roster[member.name] = member
-        self._require(len(roster), "describe itself", {})
-        return roster
+    def _call_roll(self) -> None:
+        """Who is there, by name: every node that has come since says its name and declared size, or why it will not."""
+        present = list(self._grid.get_node_ids())
+        asked = set(self._roster.strangers(present))
+        content = RecordDict({words.CONFIG: ConfigRecord({**self._submitted})})
+        messages = [self._message(node_id, words.DESCRIBE, content) for node_id in sorted(asked)]
+        for reply in self._ask(messages, self._patience):
+            node_id = reply.metadata.src_node_id
+            if node_id in asked:
+                asked.remove(node_id)
+                self._roster.enter(node_id, self._name(node_id), member_of(reply), present)
+        for node_id in sorted(asked):
+            self._roster.enter(node_id, self._name(node_id), Failure(NO_ANSWER), present)
+        if messages:
+            self._tell(RollCalled(tuple(self._roster), dict(self._roster.refused)))
 
     def _begin(self) -> State:
         """Round 0: the initial model, as two nodes compute it from the task and the public seed; they must agree."""
@@ -101,7 +144,7 @@ class Federation:
         for name in sorted(self._roster):
             content = RecordDict({words.CONFIG: self._config(number=0, attempt=1)})
             message = self._message(self._roster[name].node_id, words.INITIAL, content)
-            for reply in self._ask([message]):
+            for reply in self._ask([message], self._timeout):
                 update = checked_update(reply, like=None)
                 if isinstance(update, Failure):
                     failures[name] = update.code
@@ -116,7 +159,8 @@ class Federation:
                 break
         if model is None:
             raise FederationError(f"no node could compute the initial model: {_told(failures)}", _SEE_NODES)
-        state = State(0, model, {}, {}, failures, ())
+        excluded = {name: code for name, code in failures.items() if code not in PASSING}
+        state = State(0, model, {}, {}, excluded, ())
         self._checkpoints.save(state)
         return state
 
@@ -124,9 +168,11 @@ class Federation:
         gathered, attempts = self._gather(state, number)
         model = self._aggregate(gathered, number)
         excluded = state.excluded | {
-            name: code for name, code in gathered.missing.items() if code in REFUSAL_CODES and code not in _RETRIED
+            name: code for name, code in gathered.missing.items() if code in REFUSAL_CODES - _RETRIED - PASSING
         }
         metrics = self._evaluate(model, number, excluded)
+        if metrics:
+            self._tell(Evaluated(number, metrics))
         participations = dict(state.participations)
         for name, count in attempts.items():
             participations[name] = participations.get(name, 0) + count
@@ -138,6 +184,7 @@ class Federation:
         """Ask the cohort; ask again where an attempt was lost, as far as the spare rounds reach."""
         cohort = choose_cohort(self._eligible(state), self._plan, number)
         self._require(len(cohort), f"take part in round {number}", state.excluded)
+        self._tell(RoundBegun(number, tuple(cohort)))
         total = sum(self._roster[name].declared_size for name in cohort)
         gathered = _Gathered(None if self._plan.keeps_updates else RunningAverage(state.model, total))
         attempts, pending = dict.fromkeys(cohort, 1), cohort
@@ -159,19 +206,27 @@ class Federation:
             cohort = [self._roster[name].node_id for name in attempts if attempts[name] == attempt]
             config = self._config(number, attempt)
             messages += strategies.requests(self._strategy, number, arrays, config, self._grid, cohort)
-        gathered.missing |= dict.fromkeys(attempts, "no-answer")
+        gathered.missing |= dict.fromkeys(attempts, NO_ANSWER)
         by_id = {self._roster[name].node_id: name for name in attempts}
-        for reply in self._ask(self._with_witness(messages)):
+        began = time.monotonic()
+        for reply in self._ask(self._with_witness(messages), self._timeout):
             name = by_id.pop(reply.metadata.src_node_id, None)  # once each, and only of those who were asked
             if name is not None:
-                self._take(reply, name, model, gathered)
+                size = size_of(reply)
+                code = self._take(reply, name, model, gathered)
+                self._tell(
+                    Missed(number, name, code) if code else Answered(number, name, size, time.monotonic() - began)
+                )
             del reply  # before the next one comes: an update is held while it is added, and no longer
+        for name in by_id.values():
+            self._tell(Missed(number, name, NO_ANSWER))
 
-    def _take(self, reply: Message, name: str, model: Parameters, gathered: _Gathered) -> None:
+    def _take(self, reply: Message, name: str, model: Parameters, gathered: _Gathered) -> str | None:
+        """Add the update; or give the code of why there is none."""
         update = self._witnessed(name, reply, checked_update(reply, like=model))
         if isinstance(update, Failure):
             gathered.missing[name] = update.code
-            return
+            return update.code
         weight = self._roster[name].declared_size
         if gathered.average is not None:
             gathered.average.add(update, weight)
@@ -181,6 +236,7 @@ class Federation:
             gathered.kept.append(_restated(reply, ArrayRecord(), weight))
         gathered.answered.add(name)
         del gathered.missing[name]
+        return None
 
     def _to_ask_again(self, gathered: _Gathered) -> list[str]:
         """Spent attempts always (a crash is no refusal); other losses only where `min-nodes` is not reached."""
@@ -210,10 +266,10 @@ class Federation:
         if evaluation is None or number % evaluation.every:
             return {}
         content = RecordDict({words.ARRAYS: self._record_of(model), words.CONFIG: self._config(number, attempt=1)})
-        members = {m.node_id: m for name, m in self._roster.items() if name not in excluded}
+        members = {member.node_id: member for member in self._roster.members() if member.name not in excluded}
         sums, records = dict.fromkeys(evaluation.metrics, 0.0), 0
         messages = [self._message(node_id, words.EVALUATE, content) for node_id in members]
-        for reply in self._ask(self._with_witness(messages)):
+        for reply in self._ask(self._with_witness(messages), self._timeout):
             member = members.pop(reply.metadata.src_node_id, None)
             metrics = checked_metrics(reply, evaluation.metrics)
             if member is not None:
@@ -231,14 +287,14 @@ class Federation:
         return Failure(_LEDGER_CONTRADICTS)
 
     def _with_witness(self, messages: list[Message]) -> list[Message]:
-        names = {member.node_id: member.name for member in self._roster.values()}
+        names = {member.node_id: member.name for member in self._roster.members()}
         return self._witnesses.stamped(messages, names) if self._witnesses else messages
 
     def _tell_witnessed(self) -> None:
         """The last countersignatures, which no further request would bring."""
-        messages = [self._message(m.node_id, words.WITNESS, RecordDict()) for m in self._roster.values()]
+        messages = [self._message(m.node_id, words.WITNESS, RecordDict()) for m in self._roster.members()]
         told = [message for message in self._with_witness(messages) if words.CONFIG in message.content]
-        for _ in self._ask(told):
+        for _ in self._ask(told, self._patience):
             pass
 
     def _eligible(self, state: State) -> list[str]:
@@ -252,13 +308,24 @@ class Federation:
             raise FederationError(f"{count} nodes {deed}, the plan needs {least}{why}", _SEE_NODES)
 
     def _config(self, number: int, attempt: int) -> ConfigRecord:
-        return ConfigRecord({words.SUBMISSION: self._submission.canonical, words.ROUND: number, words.ATTEMPT: attempt})
+        return ConfigRecord({**self._submitted, words.ROUND: number, words.ATTEMPT: attempt})
+
+    def _name(self, node_id: int) -> str | None:
+        return self._name_of(node_id) if self._name_of else None
 
     def _message(self, node_id: int, kind: str, content: RecordDict) -> Message:
         return Message(content, node_id, kind, group_id=self._submission.run_id)
 
-    def _ask(self, messages: list[Message]) -> Iterable[Message]:
-        return self._grid.send_and_receive(messages, timeout=self._timeout) if messages else ()
+    def _ask(self, messages: list[Message], timeout: float | None) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout) if messages else ()
+
+
+def _submitted(submission: Submission, seal: Seal | None) -> dict[str, bytes]:
+    """What comes with every request: a node that was restarted can check it again."""
+    submitted = {words.SUBMISSION: submission.canonical}
+    if seal is not None:
+        submitted |= {words.SIGNATURE: seal.signature, words.CERTIFICATES: seal.certificates}
+    return submitted
 
 
 def _restated(reply: Message, arrays: ArrayRecord, weight: int) -> Message:

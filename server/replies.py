@@ -43,19 +43,26 @@ def failure_of(reply: Message) -> Failure | None:
     return Failure("app-failed")
 
 
-def member_of(reply: Message) -> Member | None:
-    """The node that describes itself, or None where the description is not one."""
-    if failure_of(reply):
-        return None
+def member_of(reply: Message) -> Member | Failure:
+    """The node that describes itself, or why it does not."""
+    failure = failure_of(reply)
+    if failure:
+        return failure
     config = reply.content.get(words.CONFIG)
     if not isinstance(config, ConfigRecord):
-        return None
+        return Failure("malformed-description")
     name, size = config.get(words.NAME), config.get(words.DECLARED_SIZE)
     if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
-        return None
+        return Failure("malformed-description")
     if type(size) is not int or not 1 <= size <= LARGEST_DECLARED_SIZE:
-        return None
+        return Failure("malformed-description")
     return Member(reply.metadata.src_node_id, name, size)
+
+
+def size_of(reply: Message) -> int:
+    """Bytes of the arrays in a reply."""
+    record = reply.content.get(words.ARRAYS) if reply.has_content() else None
+    return sum(len(array.data) for array in record.values()) if isinstance(record, ArrayRecord) else 0
 
 
 def checked_update(reply: Message, like: Parameters | None) -> dict[str, Array] | Failure:

@@ -1,0 +1,302 @@
+"""The book of runs: what was submitted, how far it is, what happened to it. Every entry is durable when it returns.
+
+    submitted -> waiting -> running -> finished
+                    |          |----> failed ----> submitted again (resume)
+                    `----------`----> stopping -> stopped ----> submitted again (resume)
+
+The rules:
+1. A change of state and the event that tells it stand in one transaction. `MAY_FOLLOW` says what may follow what, and
+   the database itself compares: two who change a run at once cannot both succeed.
+2. The book is for people. Where a run stands is what its newest checkpoint says; `round` here may lag behind it.
+3. A submission is kept as it was signed. The same bytes again are no news; others under the same run id are refused.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    Row,
+    String,
+    Text,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Mapped, mapped_column
+
+from ..privacy.budget.ledger import Clock, system_clock
+from ..privacy.envelope import SUBMISSION_BYTES
+from ..privacy.errors import FederationError, Refusal, RefusedError, UsageError
+from .database import Base
+from .run_record import ENDED, MAY_FOLLOW, KeptSubmission, NewRun, RunError, RunEvent, RunRecord, RunState, Signed
+
+# What the book takes in. A signature by an ECDSA key has some 72 bytes, two certificates some 2,000.
+SIGNATURE_BYTES = 1024
+CERTIFICATES_BYTES = 16 * 1024
+BODY_BYTES = 1024 * 1024  # of an event: a round of some ten thousand nodes
+MOST_LISTED = 1000  # runs, or events, in one answer
+_NAME = 64
+
+
+class _Run(Base):
+    __tablename__ = "runs"
+
+    run_id: Mapped[str] = mapped_column(String(_NAME), primary_key=True)
+    name: Mapped[str] = mapped_column(String(_NAME))
+    kind: Mapped[str] = mapped_column(String(_NAME))
+    operator: Mapped[str] = mapped_column(String(_NAME))
+    state: Mapped[str] = mapped_column(String(_NAME), index=True)
+    submission: Mapped[bytes] = mapped_column(LargeBinary)
+    signature: Mapped[bytes] = mapped_column(LargeBinary)
+    certificates: Mapped[bytes] = mapped_column(LargeBinary)
+    created: Mapped[str] = mapped_column(String(_NAME))
+    started: Mapped[str | None] = mapped_column(String(_NAME))
+    ended: Mapped[str | None] = mapped_column(String(_NAME))
+    rounds: Mapped[int | None] = mapped_column(Integer)
+    round: Mapped[int] = mapped_column(Integer, default=0)
+    error: Mapped[str | None] = mapped_column(Text)
+    standing: Mapped[str] = mapped_column(Text, default="{}")
+    events: Mapped[int] = mapped_column(Integer, default=0)
+
+
+class _Event(Base):
+    __tablename__ = "run_events"
+
+    run_id: Mapped[str] = mapped_column(String(_NAME), ForeignKey("runs.run_id"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    time: Mapped[str] = mapped_column(String(_NAME))
+    kind: Mapped[str] = mapped_column(String(_NAME))
+    body: Mapped[str] = mapped_column(Text)
+
+
+_LISTED = [column for column in _Run.__table__.columns if not isinstance(column.type, LargeBinary)]
+
+
+class RunBook:
+    """The runs of a server, in its database. Threads may share it."""
+
+    def __init__(self, engine: Engine, clock: Clock = system_clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def add(self, run: NewRun, signed: Signed) -> bool:
+        """Enter a run as submitted: True, or False where this very submission was entered before.
+
+        Raises RefusedError(other-submission) where the run id is another submission's, UsageError where it is too big.
+        """
+        _check_sizes(signed)
+        try:
+            with self._transaction() as connection:
+                connection.execute(insert(_Run), [self._row(run, signed)])
+                self._enter(connection, run.run_id, 1, RunState.SUBMITTED, {"operator": run.operator})
+        except IntegrityError:
+            if self.signed(run.run_id).submission == signed.submission:
+                return False
+            raise RefusedError(
+                Refusal.OTHER_SUBMISSION,
+                f"run id {run.run_id} is taken by another submission",
+                "submit the plan again: it gets a run id of its own",
+            ) from None
+        return True
+
+    def record(self, run_id: str) -> RunRecord:
+        """One run; raise UsageError, naming the nearest, where there is none of that id."""
+        with self._transaction() as connection:
+            row = connection.execute(select(*_LISTED).where(_Run.run_id == run_id)).one_or_none()
+        if row is None:
+            raise self._unknown(run_id)
+        return _record_of(row)
+
+    def records(self, *states: RunState) -> list[RunRecord]:
+        """The newest `MOST_LISTED` runs, newest first; of these states, or of any."""
+        query = select(*_LISTED).order_by(_Run.created.desc(), _Run.run_id).limit(MOST_LISTED)
+        if states:
+            query = query.where(_Run.state.in_(states))
+        with self._transaction() as connection:
+            return [_record_of(row) for row in connection.execute(query)]
+
+    def signed(self, run_id: str) -> KeptSubmission:
+        """The submission, as it was signed."""
+        columns = (_Run.submission, _Run.signature, _Run.certificates)
+        with self._transaction() as connection:
+            row = connection.execute(select(*columns).where(_Run.run_id == run_id)).one_or_none()
+        if row is None:
+            raise self._unknown(run_id)
+        return KeptSubmission(*(bytes(value) for value in row))
+
+    def move(
+        self,
+        run_id: str,
+        state: RunState,
+        body: Mapping[str, Any] | None = None,
+        *,
+        error: RunError | None = None,
+        standing: Mapping[str, Any] | None = None,
+    ) -> RunRecord:
+        """The run in its new state, told by an event of that name; raise UsageError where it may not follow."""
+        now = self._now()
+        changes: dict[str, Any] = {"state": state}
+        if state is RunState.RUNNING:
+            changes["started"] = func.coalesce(_Run.started, now)
+        if state is RunState.SUBMITTED:
+            changes |= {"ended": None, "error": None}
+        if state in ENDED:
+            changes["ended"] = now
+        if error is not None:
+            changes["error"] = _json({"code": error.code, "text": error.text, "remedy": error.remedy})
+        if standing is not None:
+            changes["standing"] = _json(standing)
+        before = [previous for previous, following in MAY_FOLLOW.items() if state in following]
+        told = dict(body or {}) | ({"code": error.code, "text": error.text} if error else {})
+        if not self._change(run_id, _Run.state.in_(before), changes, state, told):
+            now_in = self.record(run_id).state
+            raise UsageError(f"run {run_id} is {now_in}: it cannot become {state}", f"privet run show {run_id}")
+        return self.record(run_id)
+
+    def tell(
+        self,
+        run_id: str,
+        kind: str,
+        body: Mapping[str, Any],
+        *,
+        round_number: int | None = None,
+        standing: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Enter an event that changes no state, with the round and the standing that it leads to."""
+        changes: dict[str, Any] = {}
+        if round_number is not None:
+            changes["round"] = round_number
+        if standing is not None:
+            changes["standing"] = _json(standing)
+        if not self._change(run_id, _Run.run_id == run_id, changes, kind, body):
+            raise self._unknown(run_id)
+
+    def events(self, run_id: str, after: int = 0) -> list[RunEvent]:
+        """The first `MOST_LISTED` events after a number, in order; none for a run that is unknown."""
+        columns = (_Event.number, _Event.time, _Event.kind, _Event.body)
+        query = select(*columns).where(_Event.run_id == run_id, _Event.number > after).order_by(_Event.number)
+        with self._transaction() as connection:
+            rows = connection.execute(query.limit(MOST_LISTED)).all()
+        return [RunEvent(number, time, kind, json.loads(body)) for number, time, kind, body in rows]
+
+    def _change(
+        self,
+        run_id: str,
+        only_if: ColumnElement[bool],
+        changes: dict[str, Any],
+        kind: str,
+        body: Mapping[str, Any],
+    ) -> bool:
+        """Change the run and enter the event, both or none; False where no run is as `only_if` says.
+
+        The update comes first: it takes the row's lock, so that the event's number is nobody else's.
+        """
+        change = update(_Run).where(_Run.run_id == run_id, only_if).values(events=_Run.events + 1, **changes)
+        with self._transaction() as connection:
+            number = connection.execute(change.returning(_Run.events)).scalar_one_or_none()
+            if number is not None:
+                self._enter(connection, run_id, number, kind, body)
+        return number is not None
+
+    def _enter(self, connection: Connection, run_id: str, number: int, kind: str, body: Mapping[str, Any]) -> None:
+        row = {"run_id": run_id, "number": number, "time": self._now(), "kind": str(kind), "body": _json(body)}
+        connection.execute(insert(_Event), [row])
+
+    def _row(self, run: NewRun, signed: Signed) -> dict[str, Any]:
+        return {
+            "run_id": run.run_id,
+            "name": run.name,
+            "kind": run.kind,
+            "operator": run.operator,
+            "rounds": run.rounds,
+            "state": RunState.SUBMITTED,
+            "submission": signed.submission,
+            "signature": signed.signature,
+            "certificates": signed.certificates,
+            "created": self._now(),
+            "events": 1,
+        }
+
+    def _unknown(self, run_id: str) -> UsageError:
+        with self._transaction() as connection:
+            query = select(_Run.run_id).order_by(_Run.created.desc()).limit(MOST_LISTED)
+            known = list(connection.execute(query).scalars())
+        nearest = difflib.get_close_matches(run_id[:_NAME], known, n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        return UsageError(f"no run {run_id[:_NAME]}{hint}", "privet run list")
+
+    def _now(self) -> str:
+        return time_text(self._clock())
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except IntegrityError:
+            raise  # a key that is there already: for who entered it to understand
+        except SQLAlchemyError as error:
+            raise FederationError(
+                f"the server's database failed: {str(error).splitlines()[0]}",
+                "see that it runs and that its disk has room; runs go on when the server is started again",
+            ) from None
+
+
+def time_text(moment: datetime) -> str:
+    """A moment as events tell it: UTC, milliseconds.
+
+    >>> from datetime import UTC, datetime
+    >>> time_text(datetime(2026, 11, 22, 12, 0, tzinfo=UTC))
+    '2026-11-22T12:00:00.000Z'
+    """
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _check_sizes(signed: Signed) -> None:
+    for name, content, most in (
+        ("submission", signed.submission, SUBMISSION_BYTES),
+        ("signature", signed.signature, SIGNATURE_BYTES),
+        ("certificates", signed.certificates, CERTIFICATES_BYTES),
+    ):
+        if len(content) > most:
+            raise UsageError(f"the {name} has {len(content)} bytes, allowed are {most}", "privet run submit PLAN")
+
+
+def _json(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, separators=(",", ":"))
+    if len(text) <= BODY_BYTES:
+        return text
+    kept = {name: value for name, value in body.items() if isinstance(value, int | float)}
+    return json.dumps(kept | {"is_shortened": True})
+
+
+def _record_of(row: Row[Any]) -> RunRecord:
+    told = dict(row._mapping)
+    error = json.loads(told["error"]) if told["error"] else None
+    return RunRecord(
+        run_id=told["run_id"],
+        name=told["name"],
+        kind=told["kind"],
+        operator=told["operator"],
+        rounds=told["rounds"],
+        state=RunState(told["state"]),
+        created=told["created"],
+        started=told["started"],
+        ended=told["ended"],
+        round=told["round"],
+        error=RunError(**error) if error else None,
+        standing=json.loads(told["standing"]),
+        events=told["events"],
+    )
