@@ -11,12 +11,18 @@ import typer
 
 from .errors import PlanError, UsageError
 from .plan import NAME_PATTERN, TASK_GROUP, Plan
-from .plan_file import read_plan
+from .plan_app import AppPlan
+from .plan_file import read_any_plan
 from .plan_template import plan_template
 
 plan_app = typer.Typer(help="Write a plan, check one, see what it will cost.", no_args_is_help=True)
 
 PlanFile = Annotated[Path, typer.Argument(help="The plan's file.", metavar="PLAN")]
+_UNCLAIMED = (
+    "no privacy claim: what a Flower app reads is not accounted for; a node runs it only where its institution "
+    "allowed it by name"
+)
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -41,12 +47,12 @@ def new_plan(
 def check_plan(plan: PlanFile) -> None:
     """Say everything that is wrong with a plan."""
     try:
-        checked = read_plan(plan)
+        checked = read_any_plan(plan)
     except PlanError as error:
         for problem in error.problems[:-1]:
             print(f"error: {problem}", file=sys.stderr)
         raise PlanError(error.problems[-1:], error.remedy) from None
-    for note in _notes(checked):
+    for note in (_UNCLAIMED,) if isinstance(checked, AppPlan) else _notes(checked):
         print(f"note: {note}")
     print(f"{plan}: a valid plan")
 
@@ -57,11 +63,14 @@ def show_plan(plan: PlanFile, as_json: AsJson = False) -> None:
     from .budget.accounting import rounded_up
     from .plan_cost import cost_of
 
-    read = read_plan(plan)
-    cost = cost_of(read)
+    read = read_any_plan(plan)
+    cost = None if isinstance(read, AppPlan) else cost_of(read)
     if as_json:
         asked = read.model_dump(mode="json", by_alias=True, exclude_none=True)
         print(json.dumps({"plan": asked, "cost": cost.as_json() if cost else None}))
+        return
+    if isinstance(read, AppPlan):
+        print("\n".join(_app_asked(read)))
         return
     lines = _asked(read)
     if cost is None:
@@ -83,6 +92,15 @@ def show_plan(plan: PlanFile, as_json: AsJson = False) -> None:
             f"accountant: {cost.accountant}",
         ]
     print("\n".join([*lines, *(f"note: {note}" for note in _notes(read))]))
+
+
+def _app_asked(plan: AppPlan) -> list[str]:
+    config = ", ".join(f"{key} = {json.dumps(value)}" for key, value in plan.app.config.items())
+    return [
+        f"run {plan.run.name}: Flower app {plan.app.name}, on at least {plan.app.min_nodes} nodes",
+        f"config: {config}" if config else "config: the app's own defaults",
+        f"cost: {_UNCLAIMED}",
+    ]
 
 
 def _asked(plan: Plan) -> list[str]:
