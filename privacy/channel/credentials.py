@@ -61,7 +61,9 @@ def server_credentials(
         return _configuration(presented)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(last[0]), changed, require_client_authentication=is_certificate_required
+        _configuration(last[0]),
+        changed,  # type: ignore[arg-type]  # gRPC takes None for "as before", the stubs do not know
+        require_client_authentication=is_certificate_required,
     )
 
 
