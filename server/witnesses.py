@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from ..privacy.budget.keys import SigningKey
-from ..privacy.budget.witness import Witness, head_text, read_head
+from ..privacy.budget.witness import Countersigned, Witness, head_text, read_head
 from ..privacy.channel import words
 from ..privacy.errors import LedgerError
 
@@ -21,12 +22,13 @@ _COLUMNS = {"sequence", "time", "kind", "body", "previous", "hash", "signature"}
 
 
 class Witnesses:
-    """What the server remembers of every node's ledger."""
+    """What the server remembers of every node's ledger. Several threads may ask; of one owner, one at a time."""
 
     def __init__(self, folder: Path, key: SigningKey) -> None:
         self._folder = folder
         self._key = key
         self._by_owner: dict[str, Witness] = {}
+        self._lock = threading.Lock()
 
     def take(self, owner: str, reply: Message) -> bool:
         """Countersign the head in a reply; False, and a line in the log, where it contradicts what was witnessed."""
@@ -34,11 +36,20 @@ class Witnesses:
         try:
             if not isinstance(ledger, ConfigRecord):
                 raise LedgerError(f"{owner}: tells no head of its ledger", "update the node")
-            self._of(owner).countersign(read_head(ledger.get(words.HEAD)), _charges(ledger.get(words.CHARGES)))
+            head, charges = read_head(ledger.get(words.HEAD)), _charges(ledger.get(words.CHARGES))
+            self._of(owner).countersign(head, charges)
         except LedgerError as error:
             log.warning("%s", error.message)
             return False
         return True
+
+    def newest(self, owner: str) -> Countersigned | None:
+        """The head of the owner's ledger that was countersigned last."""
+        return self._of(owner).newest()
+
+    def file(self, owner: str) -> Path:
+        """Where the memory of one ledger lies; it need not be there."""
+        return self._folder / f"{owner}.jsonl"
 
     def stamped(self, messages: list[Message], names: Mapping[int, str]) -> list[Message]:
         """Each message with the head that was last countersigned for the node that it goes to."""
@@ -52,9 +63,10 @@ class Witnesses:
         return messages
 
     def _of(self, owner: str) -> Witness:
-        if owner not in self._by_owner:
-            self._by_owner[owner] = Witness(self._folder / f"{owner}.jsonl", owner, self._key)
-        return self._by_owner[owner]
+        with self._lock:
+            if owner not in self._by_owner:
+                self._by_owner[owner] = Witness(self.file(owner), owner, self._key)
+            return self._by_owner[owner]
 
 
 def witnesses_in(ledgers: Path) -> Witnesses:

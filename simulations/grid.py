@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
-SERVER_NODE_ID = 1
+from ..privacy.channel.flower import Run, empty_run, identify_process
+
 _APP_RAISED = 2  # flwr's own code for a ClientApp that raised
 
 # Gives the reply that arrives (the same, another, one with an error), or None where none does.
@@ -30,14 +29,12 @@ class LocalGrid(Grid):
         self._fault = fault
         self._numbers = itertools.count(1)
         self._replies: dict[str, Message] = {}
-        self.set_run(Run.create_empty(1))
+        self.set_run(empty_run(1))
 
     def set_run(self, run: Run) -> None:
         """Set the run, also for strategies that build their own messages: Flower keeps it in the process."""
         self._run = run
-        TaskIdentity.run_id = run.run_id
-        TaskIdentity.node_id = SERVER_NODE_ID
-        TaskIdentity.task_id = run.run_id
+        identify_process(run)
 
     @property
     def run(self) -> Run:

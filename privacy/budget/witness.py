@@ -6,6 +6,7 @@ The witness learns sequence numbers, hashes and charges, also those of other ope
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ class Witness:
         self._path = path
         self._owner = owner
         self._key = key
+        _mend(path)
         self.heads, self.charges = read_witness(path) if path.exists() else ([], {})
 
     def newest(self) -> Countersigned | None:
@@ -106,6 +108,15 @@ class Witness:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())  # what was countersigned is not forgotten, not even in a power cut
+
+
+def _mend(path: Path) -> None:
+    """Cut off a last line that a crash has torn, before another is written behind it."""
+    content = path.read_bytes() if path.exists() else b""
+    if content and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def read_witness(path: Path) -> tuple[list[Countersigned], dict[str, dict[str, Any]]]:

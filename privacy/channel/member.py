@@ -100,8 +100,12 @@ class Member:
 
     def is_renewal_due(self, now: datetime) -> bool:
         """Whether two thirds of the certificate's life are over."""
+        return now >= self.renewal_due()
+
+    def renewal_due(self) -> datetime:
+        """When two thirds of the certificate's life are over."""
         begin, end = self.certificate.not_before, self.certificate.not_after
-        return now >= begin + RENEWED_AT * (end - begin)
+        return begin + RENEWED_AT * (end - begin)
 
     def is_expired(self, now: datetime) -> bool:
         """Whether the certificate is of use no longer."""

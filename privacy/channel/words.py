@@ -34,3 +34,8 @@ DECLARED_SIZE = "declared-size"
 
 # Flower reserves small numbers for itself.
 REFUSED = 1000
+# What the server itself puts in the place of an answer.
+LOST = 1001  # none will come: the node went away
+DISCONNECTED = "disconnected"
+CONTRADICTS = 1002  # the ledger's head contradicts what was witnessed
+LEDGER_CONTRADICTS = "ledger-contradicts"

@@ -1,0 +1,34 @@
+"""What flwr keeps internal and a Grid cannot do without: touched in this file only, for a release may move it.
+
+Flower keeps the identity of a running app in its process, and takes it as the sender of every new message.
+"""
+
+import hashlib
+
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = ["SERVER_NODE_ID", "Run", "empty_run", "identify_process", "run_number"]
+
+SERVER_NODE_ID = 1
+
+
+def identify_process(run: Run) -> None:
+    """Make messages that are created in this process come from the server, in this run."""
+    TaskIdentity.run_id = run.run_id
+    TaskIdentity.node_id = SERVER_NODE_ID
+    TaskIdentity.task_id = run.run_id
+
+
+def empty_run(run_number: int) -> Run:
+    """Flower's Run of that number, without an app."""
+    return Run.create_empty(run_number)
+
+
+def run_number(run_id: str) -> int:
+    """The number by which Flower knows a run: 63 bits of its name's SHA-256, the same at every party.
+
+    >>> run_number("run-1")
+    6310116466404186387
+    """
+    return int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:8], "big") >> 1

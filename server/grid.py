@@ -1,0 +1,202 @@
+"""GrpcGrid: Flower's Grid over the nodes' encrypted streams, for one run. Any Flower ServerApp runs on it.
+
+Answers are handed on one by one as they arrive. Whoever takes the next one has done with the one before: only then is
+its memory free for another. What comes after `timeout` is not waited for, and is logged where it arrives (stream.py).
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from ..privacy.channel import words
+from ..privacy.channel.flower import Run, empty_run, identify_process, run_number
+from ..privacy.channel.frames import PayloadMemory, encode
+from ..privacy.errors import InterruptedRunError
+from .asks import Arrived, Ask, Mailbox, Traffic
+from .link import Hub
+from .stream import NodeView
+
+# An answer's arrays may be so much larger than the request's: names and shapes are the model's, headers may differ.
+_SLACK_BYTES = 2**20
+
+# Which connected nodes are asked, and why each of the others is not.
+Fit = Callable[[Iterable[NodeView]], tuple[list[NodeView], dict[str, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class GridTerms:
+    """What a run asks over: `largest_answer`: bytes of arrays where a request brings none; `pack`: see frames.py."""
+
+    run_id: str
+    fit: Fit
+    largest_answer: int
+    pack: bool = False
+
+
+class GrpcGrid(Grid):
+    """The nodes that fit one run. Use it from the run's thread; `stop` comes from any."""
+
+    def __init__(self, hub: Hub, terms: GridTerms) -> None:
+        self._hub = hub
+        self._terms = terms
+        self._traffic = Traffic()
+        self._payloads = PayloadMemory()
+        self._pushed: dict[str, Mailbox] = {}
+        self._reading: set[Mailbox] = set()
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self.set_run(empty_run(run_number(terms.run_id)))
+
+    # ---- Flower's Grid ----
+
+    def set_run(self, run: Run) -> None:
+        """Set the run; messages that are made in this process take its number, until they are sent in their own."""
+        self._run = run
+        identify_process(run)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message from the server to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes that are connected and fit the run, in order of name."""
+        fit, _ = self._terms.fit(self._hub.nodes())
+        return [node.node_id for node in fit]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Ask, and give each answer as it arrives, until all have come or `timeout` seconds are over."""
+        mailbox = Mailbox(self._traffic)
+        asks = self._asks(messages, mailbox)
+        with self._lock:
+            self._reading.add(mailbox)
+        self._hub.post(asks)
+        return self._answers(mailbox, {ask.id for ask in asks}, timeout)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Ask; the answers wait to be pulled."""
+        pushed = []
+        for message in messages:
+            mailbox = Mailbox(self._traffic)
+            asks = self._asks([message], mailbox)
+            self._pushed[asks[0].id.hex()] = mailbox
+            self._hub.post(asks)
+            pushed.append(asks[0].id.hex())
+        return pushed
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The answers that have come to these messages, each once."""
+        self._check_going_on()
+        found = []
+        for message_id in message_ids:
+            arrived = self._pushed[message_id].get(timeout=0) if message_id in self._pushed else None
+            if arrived is not None:
+                del self._pushed[message_id]
+                found.append(_message(arrived))
+                arrived.release()
+        return found
+
+    # ---- what a run needs besides ----
+
+    def wait_for_nodes(self, least: int) -> None:
+        """Wait until so many nodes are connected that fit; raise InterruptedRunError when stopped."""
+        seen = self._hub.nodes()
+        while len(self._terms.fit(seen)[0]) < least:
+            self._check_going_on()
+            seen = self._hub.wait_for_change(seen, None)
+        self._check_going_on()
+
+    def notes(self) -> dict[str, str]:
+        """Which connected nodes are not asked, and why."""
+        return self._terms.fit(self._hub.nodes())[1]
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received for this run."""
+        return self._traffic.sent, self._traffic.received
+
+    def stop(self) -> None:
+        """Make whatever waits raise InterruptedRunError."""
+        self._is_stopped = True
+        with self._lock:
+            for mailbox in self._reading:
+                mailbox.interrupt()
+        self._hub.wake()
+
+    def close(self) -> None:
+        """Let go of what was asked and of what has come."""
+        self._hub.forget(bytes.fromhex(message_id) for message_id in list(self._pushed))
+        for mailbox in self._pushed.values():
+            mailbox.close()
+        self._pushed.clear()
+        self._payloads.forget()
+
+    def _asks(self, messages: Iterable[Message], mailbox: Mailbox) -> list[Ask]:
+        self._check_going_on()
+        return [self._ask(message, mailbox) for message in messages]
+
+    def _ask(self, message: Message, mailbox: Mailbox) -> Ask:
+        ask_id = secrets.token_bytes(16)
+        message.metadata.__dict__["_message_id"] = ask_id.hex()  # as Flower's own grids set it
+        message.metadata.__dict__["_run_id"] = self._run.run_id
+        outgoing = encode(
+            message,
+            message_id=ask_id,
+            reply_to=b"",
+            run_id=self._terms.run_id,
+            payloads=self._payloads,
+            pack=self._terms.pack,
+        )
+        largest = outgoing.payload.size + _SLACK_BYTES if outgoing.payload.size else self._terms.largest_answer
+        envelope = _envelope(message)
+        return Ask(ask_id, message.metadata.dst_node_id, self._terms.run_id, envelope, outgoing, mailbox, largest)
+
+    def _answers(self, mailbox: Mailbox, waiting: set[bytes], timeout: float | None) -> Iterator[Message]:
+        end = None if timeout is None else time.monotonic() + timeout
+        try:
+            while waiting:
+                left = None if end is None else end - time.monotonic()
+                arrived = mailbox.get(left) if left is None or left > 0 else None
+                self._check_going_on()
+                if arrived is None:
+                    return
+                waiting.discard(arrived.ask.id)
+                try:
+                    yield _message(arrived)
+                finally:
+                    arrived.release()
+                del arrived  # or it would be held while the next one comes
+        finally:
+            with self._lock:
+                self._reading.discard(mailbox)
+            self._hub.forget(waiting)
+            mailbox.close()
+
+    def _check_going_on(self) -> None:
+        if self._is_stopped:
+            raise InterruptedRunError(
+                f"run {self._terms.run_id} was stopped", f"privet run resume {self._terms.run_id}"
+            )
+
+
+def _message(arrived: Arrived) -> Message:
+    if arrived.message is not None:
+        return arrived.message
+    return Message(Error(words.LOST, arrived.lost), reply_to=arrived.ask.request)
+
+
+def _envelope(message: Message) -> Message:
+    """The request without its content, which the answer's metadata are made from."""
+    envelope = Message(RecordDict(), message.metadata.dst_node_id, message.metadata.message_type)
+    envelope.__dict__["_metadata"] = message.metadata
+    return envelope

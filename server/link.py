@@ -1,0 +1,249 @@
+"""The hub: every node's stream at the server; who is there, what they are asked, what they answer.
+
+The rules:
+1. A stream belongs to the certificate that opened it. Name and number of a node come from there, never from a frame.
+2. One stream a node. A second one of the same process takes the first one's place; of another process it is refused.
+3. What is asked survives a reconnect: it is sent again on the next stream. A node that stays away longer than the grace
+   is given up for what it was asked; it may come back for what follows.
+4. A revoked or expired identity loses its open stream within a second.
+
+Everything here runs on the server's event loop, except what says "from any thread".
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc.aio
+
+from ..privacy.channel import words
+from ..privacy.channel.credentials import Peer
+from ..privacy.channel.frames import LIMITS, Limits
+from ..privacy.channel.identities import Role
+from ..privacy.errors import ChannelError
+from .asks import Arrived, Ask
+from .room import Room
+from .stream import NodeStream, NodeView
+from .witnesses import Witnesses
+
+log = logging.getLogger("privet.server")
+
+GRACE_SECONDS = 60.0  # a node that was restarted is back by then
+_DENIED_EVERY_SECONDS = 0.25  # so that a revoked stream ends within a second
+_SENDS_AT_ONCE = 4  # large messages on their way out; each holds about two chunks
+# Answers on their way in. An update must fit in; four of 40 MB keep the line and the sum busy.
+ROOM_BYTES = 160 * 2**20
+
+
+class Roll(Protocol):
+    """The members of the federation, as far as a hub asks: see members.py."""
+
+    def check(self, peer: Peer, now: float) -> None:
+        """Raise ChannelError where the peer may not be connected now."""
+        ...
+
+    def node_id(self, name: str) -> int:
+        """The node's number."""
+        ...
+
+    def denied_keys(self) -> frozenset[str]:
+        """Fingerprints of revoked keys."""
+        ...
+
+    def revision(self) -> int:
+        """Another number whenever the deny-list is another."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HubOptions:
+    """What an operator of a server may set. `grace`: seconds."""
+
+    grace: float = GRACE_SECONDS
+    limits: Limits = LIMITS
+    room: int = ROOM_BYTES
+
+
+class Hub:
+    """All nodes' streams."""
+
+    def __init__(
+        self,
+        roll: Roll,
+        witnesses: Witnesses | None = None,
+        options: HubOptions | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.options = options or HubOptions()
+        self.room = Room(self.options.room)
+        self.sends = asyncio.Semaphore(_SENDS_AT_ONCE)
+        self.clock = clock
+        self.witnesses = witnesses
+        self.roll = roll
+        self.denied: frozenset[str] = frozenset()
+        self._revision: int | None = None
+        self._streams: dict[int, NodeStream] = {}
+        self._asks: dict[bytes, Ask] = {}
+        self._given_up: dict[int, asyncio.TimerHandle] = {}
+        self._loop = asyncio.get_running_loop()
+        self._changed = threading.Condition()
+        self._views: tuple[NodeView, ...] = ()
+
+    # ---- from any thread ----
+
+    def nodes(self) -> tuple[NodeView, ...]:
+        """Who is connected, in order of name."""
+        return self._views
+
+    def wait_for_change(self, seen: Sequence[NodeView], timeout: float | None) -> tuple[NodeView, ...]:
+        """Who is connected, as soon as that is another than `seen`, or after `timeout` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._views is not seen, timeout)
+            return self._views
+
+    def wake(self) -> None:
+        """Let everybody who waits for a change look again."""
+        with self._changed:
+            self._views = (*self._views,)
+            self._changed.notify_all()
+
+    def post(self, asks: Iterable[Ask]) -> None:
+        """Ask, and deliver the answers to the asks' mailboxes."""
+        self._loop.call_soon_threadsafe(self._post, list(asks))
+
+    def forget(self, ids: Iterable[bytes]) -> None:
+        """Nobody waits for these any more."""
+        self._loop.call_soon_threadsafe(self._forget, list(ids))
+
+    # ---- streams ----
+
+    async def connect(self, _: object, context: "grpc.aio.ServicerContext[Any, Any]", peer: Peer) -> None:
+        """Serve one node's stream to its end. `peer`: as the gate has found it."""
+        stream = NodeStream(self, context, peer, self.roll.node_id(peer.identity.name))
+        try:
+            await stream.serve()
+        except ChannelError as error:
+            log.warning("node %s: its stream ends: %s", peer.identity.name, error.message)
+            await context.abort(stream.status, f"{error.message}; {error.remedy}")
+        finally:
+            self._leave(stream)
+
+    def enter(self, stream: NodeStream) -> None:
+        """The stream has said who it is: it takes its place, or raises ChannelError where another process has it."""
+        before = self._streams.get(stream.node_id)
+        if before is not None:
+            if before.instance != stream.instance:
+                raise ChannelError(
+                    f"{stream.name} is connected already, from {before.address}: two processes have one identity",
+                    "stop one of them; whoever copied the identity must join under a name of its own",
+                )
+            before.end("its process opened another stream")
+        self._streams[stream.node_id] = stream
+        timer = self._given_up.pop(stream.node_id, None)
+        if timer is not None:
+            timer.cancel()
+        for ask in self._asks.values():
+            if ask.node_id == stream.node_id:
+                stream.send(ask)
+        log.info("node %s connected from %s", stream.name, stream.address)
+        self.changed()
+
+    def changed(self) -> None:
+        """What is offered, or by whom, is another now."""
+        streams = sorted(self._streams.values(), key=lambda stream: stream.name)
+        with self._changed:
+            self._views = tuple(stream.view() for stream in streams)
+            self._changed.notify_all()
+
+    def asked(self, ask_id: bytes, node_id: int, run_id: str) -> Ask | None:
+        """The ask that an answer belongs to; None where nobody waits for it, from this node, in this run."""
+        ask = self._asks.get(ask_id)
+        return ask if ask is not None and (ask.node_id, ask.run_id) == (node_id, run_id) else None
+
+    def is_waited_for(self, ask: Ask) -> bool:
+        """Whether the ask is not over."""
+        return ask.id in self._asks
+
+    def answered(self, arrived: Arrived) -> None:
+        """Hand over an answer; the ask is over."""
+        if self._asks.pop(arrived.ask.id, None) is None:
+            arrived.release()
+            return
+        arrived.ask.mailbox.put(arrived)
+
+    async def watch_denied(self) -> None:
+        """Look at the deny-list, and at expiry, until cancelled: end the streams that may not go on."""
+        while True:
+            await asyncio.sleep(_DENIED_EVERY_SECONDS)
+            try:
+                await self._end_denied()
+            except ChannelError as error:  # a database that cannot be asked now; the streams stay as they are
+                log.error("the deny-list cannot be read: %s", error.message)
+
+    async def close(self) -> None:
+        """End every stream."""
+        for stream in list(self._streams.values()):
+            stream.end("the server stops")
+
+    # ---- the loop's own ----
+
+    async def _end_denied(self) -> None:
+        revision = await asyncio.to_thread(self.roll.revision)
+        now = self.clock()
+        if revision != self._revision:
+            self.denied = await asyncio.to_thread(self.roll.denied_keys)
+            self._revision = revision
+            for stream in list(self._streams.values()):
+                stream.tell_denied(self.denied)
+                await self._check(stream, now)
+        for stream in [s for s in self._streams.values() if s.peer.not_after.timestamp() <= now]:
+            stream.end("its certificate has expired", grpc.StatusCode.UNAUTHENTICATED)
+
+    async def _check(self, stream: NodeStream, now: float) -> None:
+        try:
+            await asyncio.to_thread(self.roll.check, stream.peer, now)
+        except ChannelError as error:
+            stream.end(error.message, grpc.StatusCode.PERMISSION_DENIED)
+
+    def _leave(self, stream: NodeStream) -> None:
+        if self._streams.get(stream.node_id) is not stream:
+            return
+        del self._streams[stream.node_id]
+        log.info("node %s disconnected", stream.name)
+        self._await_return(stream.node_id)
+        self.changed()
+
+    def _await_return(self, node_id: int) -> None:
+        """Give the node up for what it was asked, unless it connects within the grace."""
+        if node_id not in self._given_up and any(ask.node_id == node_id for ask in self._asks.values()):
+            self._given_up[node_id] = self._loop.call_later(self.options.grace, self._give_up, node_id)
+
+    def _give_up(self, node_id: int) -> None:
+        self._given_up.pop(node_id, None)
+        for ask in [ask for ask in self._asks.values() if ask.node_id == node_id]:
+            self.answered(Arrived(ask, None, lost=words.DISCONNECTED))
+
+    def _post(self, asks: list[Ask]) -> None:
+        for ask in asks:
+            self._asks[ask.id] = ask
+            stream = self._streams.get(ask.node_id)
+            if stream is not None:
+                stream.send(ask)
+            else:
+                self._await_return(ask.node_id)
+
+    def _forget(self, ids: list[bytes]) -> None:
+        for ask_id in ids:
+            ask = self._asks.pop(ask_id, None)
+            stream = self._streams.get(ask.node_id) if ask else None
+            if stream is not None:
+                stream.tell_dropped(ask_id)
+
+
+def is_node(peer: Peer) -> bool:
+    """Whether the peer may open a node's stream."""
+    return peer.identity.role is Role.NODE
