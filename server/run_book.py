@@ -37,14 +37,11 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..privacy.budget.ledger import Clock, system_clock
-from ..privacy.envelope import SUBMISSION_BYTES
 from ..privacy.errors import FederationError, Refusal, RefusedError, UsageError
+from ..privacy.signed import SignedSubmission, check_sizes
 from .database import Base
-from .run_record import ENDED, MAY_FOLLOW, KeptSubmission, NewRun, RunError, RunEvent, RunRecord, RunState, Signed
+from .run_record import ENDED, MAY_FOLLOW, NewRun, RunError, RunEvent, RunRecord, RunState
 
-# What the book takes in. A signature by an ECDSA key has some 72 bytes, two certificates some 2,000.
-SIGNATURE_BYTES = 1024
-CERTIFICATES_BYTES = 16 * 1024
 BODY_BYTES = 1024 * 1024  # of an event: a round of some ten thousand nodes
 MOST_LISTED = 1000  # runs, or events, in one answer
 _NAME = 64
@@ -91,12 +88,12 @@ class RunBook:
         self._engine = engine
         self._clock = clock
 
-    def add(self, run: NewRun, signed: Signed) -> bool:
+    def add(self, run: NewRun, signed: SignedSubmission) -> bool:
         """Enter a run as submitted: True, or False where this very submission was entered before.
 
-        Raises RefusedError(other-submission) where the run id is another submission's, UsageError where it is too big.
+        Raises RefusedError: other-submission where the run id is another's, not-signed where it is too large.
         """
-        _check_sizes(signed)
+        check_sizes(signed)
         try:
             with self._transaction() as connection:
                 connection.execute(insert(_Run), [self._row(run, signed)])
@@ -127,14 +124,14 @@ class RunBook:
         with self._transaction() as connection:
             return [_record_of(row) for row in connection.execute(query)]
 
-    def signed(self, run_id: str) -> KeptSubmission:
+    def signed(self, run_id: str) -> SignedSubmission:
         """The submission, as it was signed."""
         columns = (_Run.submission, _Run.signature, _Run.certificates)
         with self._transaction() as connection:
             row = connection.execute(select(*columns).where(_Run.run_id == run_id)).one_or_none()
         if row is None:
             raise self._unknown(run_id)
-        return KeptSubmission(*(bytes(value) for value in row))
+        return SignedSubmission(*(bytes(value) for value in row))
 
     def move(
         self,
@@ -214,7 +211,7 @@ class RunBook:
         row = {"run_id": run_id, "number": number, "time": self._now(), "kind": str(kind), "body": _json(body)}
         connection.execute(insert(_Event), [row])
 
-    def _row(self, run: NewRun, signed: Signed) -> dict[str, Any]:
+    def _row(self, run: NewRun, signed: SignedSubmission) -> dict[str, Any]:
         return {
             "run_id": run.run_id,
             "name": run.name,
@@ -262,16 +259,6 @@ def time_text(moment: datetime) -> str:
     '2026-11-22T12:00:00.000Z'
     """
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _check_sizes(signed: Signed) -> None:
-    for name, content, most in (
-        ("submission", signed.submission, SUBMISSION_BYTES),
-        ("signature", signed.signature, SIGNATURE_BYTES),
-        ("certificates", signed.certificates, CERTIFICATES_BYTES),
-    ):
-        if len(content) > most:
-            raise UsageError(f"the {name} has {len(content)} bytes, allowed are {most}", "privet run submit PLAN")
 
 
 def _json(body: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
-"""The folder of a run: plan, submission, checkpoints, model. What is needed to go on is written first."""
+"""The folder of a run: plan, submission, checkpoints, model. What is needed to go on is written first, and whole."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +31,8 @@ class RunFolder:
                 f"{self.root}: a run was begun here",
                 f"privet simulate --resume {self.root}, or give another folder",
             )
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self.plan.write_text(plan_text(plan), encoding="utf-8")
-            self.submission.write_bytes(submission.canonical)
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.root}: cannot be written: {error.strerror}", "give a folder that can be written"
-            ) from None
+        self._write(self.plan, plan_text(plan).encode())
+        self._write(self.submission, submission.canonical)
 
     def read(self) -> tuple[Plan, Submission]:
         """The plan and the submission of a run that was begun."""
@@ -54,8 +50,11 @@ class RunFolder:
         """Where the run stands."""
         return Checkpoints(self.root / "checkpoints", submission.hash)
 
-    def write_model(self, submission: Submission, state: State) -> None:
-        """The trained parameters, with what is needed to use them: task, plan's hash, seed (for the frozen parts)."""
+    def write_model(self, submission: Submission, state: State) -> str:
+        """The trained parameters, with what is needed to use them: task, plan's hash, seed (for the frozen parts).
+
+        Gives the file's SHA-256, hexadecimal.
+        """
         run = submission.plan.run
         facts = {
             "task": run.task,
@@ -65,4 +64,21 @@ class RunFolder:
             "rounds": str(state.round),
         }
         arrays = {name: np.asarray(array, order="C") for name, array in state.model.items()}  # save writes memory
-        self.model.write_bytes(save(arrays, metadata=facts))
+        content = save(arrays, metadata=facts)
+        self._write(self.model, content)
+        return hashlib.sha256(content).hexdigest()
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """The file is there with all of its content, also after a power cut, or as it was before."""
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.root}: cannot be written: {error.strerror}", "give a folder that can be written"
+            ) from None

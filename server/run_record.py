@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from ..privacy.errors import PrivetError, RefusedError
 
@@ -33,34 +33,6 @@ MAY_FOLLOW: Mapping[RunState, frozenset[RunState]] = {
     RunState.FINISHED: frozenset(),
 }
 ENDED = frozenset({RunState.STOPPED, RunState.FINISHED, RunState.FAILED})
-
-
-class Signed(Protocol):
-    """A signed submission (privacy/signed.py)."""
-
-    @property
-    def submission(self) -> bytes:
-        """Canonical JSON."""
-        ...
-
-    @property
-    def signature(self) -> bytes:
-        """By the operator's key."""
-        ...
-
-    @property
-    def certificates(self) -> bytes:
-        """PEM: the operator's and its issuer's."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class KeptSubmission:
-    """A signed submission as the book has kept it."""
-
-    submission: bytes
-    signature: bytes
-    certificates: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ TRAIN = "train"
 EVALUATE = "evaluate"
 
 SUBMISSION = "submission"
+SIGNATURE = "signature"
+CERTIFICATES = "certificates"
 ROUND = "round"
 ATTEMPT = "attempt"
 WITNESSED = "witnessed"
