@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import Error, Message, RecordDict
-from flwr.serverapp import Grid
 
 from ..privacy.channel import words
 from ..privacy.channel.flower import Run, empty_run, identify_process, run_number
@@ -19,6 +18,7 @@ from ..privacy.channel.frames import PayloadMemory, encode
 from ..privacy.errors import InterruptedRunError
 from .asks import Arrived, Ask, Mailbox, Traffic
 from .link import Hub
+from .run_grid import RunGrid
 from .stream import NodeView
 
 # An answer's arrays may be so much larger than the request's: names and shapes are the model's, headers may differ.
@@ -38,7 +38,7 @@ class GridTerms:
     pack: bool = False
 
 
-class GrpcGrid(Grid):
+class GrpcGrid(RunGrid):
     """The nodes that fit one run. Use it from the run's thread; `stop` comes from any."""
 
     def __init__(self, hub: Hub, terms: GridTerms) -> None:
@@ -120,6 +120,10 @@ class GrpcGrid(Grid):
     def notes(self) -> dict[str, str]:
         """Which connected nodes are not asked, and why."""
         return self._terms.fit(self._hub.nodes())[1]
+
+    def name_of(self, node_id: int) -> str:
+        """The name in the node's certificate; empty for one that was never connected."""
+        return self._hub.name_of(node_id)
 
     def traffic(self) -> tuple[int, int]:
         """Bytes sent and received for this run."""

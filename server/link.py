@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import grpc.aio
@@ -23,7 +24,6 @@ import grpc.aio
 from ..privacy.channel import words
 from ..privacy.channel.credentials import Peer
 from ..privacy.channel.frames import LIMITS, Limits
-from ..privacy.channel.identities import Role
 from ..privacy.errors import ChannelError
 from .asks import Arrived, Ask
 from .room import Room
@@ -42,7 +42,7 @@ ROOM_BYTES = 160 * 2**20
 class Roll(Protocol):
     """The members of the federation, as far as a hub asks: see members.py."""
 
-    def check(self, peer: Peer, now: float) -> None:
+    def check(self, peer: Peer, now: datetime) -> None:
         """Raise ChannelError where the peer may not be connected now."""
         ...
 
@@ -87,6 +87,7 @@ class Hub:
         self.denied: frozenset[str] = frozenset()
         self._revision: int | None = None
         self._streams: dict[int, NodeStream] = {}
+        self._names: dict[int, str] = {}
         self._asks: dict[bytes, Ask] = {}
         self._given_up: dict[int, asyncio.TimerHandle] = {}
         self._loop = asyncio.get_running_loop()
@@ -98,6 +99,10 @@ class Hub:
     def nodes(self) -> tuple[NodeView, ...]:
         """Who is connected, in order of name."""
         return self._views
+
+    def name_of(self, node_id: int) -> str:
+        """The name in the certificate of a node that was connected once; else empty."""
+        return self._names.get(node_id, "")
 
     def wait_for_change(self, seen: Sequence[NodeView], timeout: float | None) -> tuple[NodeView, ...]:
         """Who is connected, as soon as that is another than `seen`, or after `timeout` seconds."""
@@ -121,7 +126,7 @@ class Hub:
 
     # ---- streams ----
 
-    async def connect(self, _: object, context: "grpc.aio.ServicerContext[Any, Any]", peer: Peer) -> None:
+    async def connect(self, context: "grpc.aio.ServicerContext[Any, Any]", peer: Peer) -> None:
         """Serve one node's stream to its end. `peer`: as the gate has found it."""
         stream = NodeStream(self, context, peer, self.roll.node_id(peer.identity.name))
         try:
@@ -143,6 +148,7 @@ class Hub:
                 )
             before.end("its process opened another stream")
         self._streams[stream.node_id] = stream
+        self._names[stream.node_id] = stream.name
         timer = self._given_up.pop(stream.node_id, None)
         if timer is not None:
             timer.cancel()
@@ -205,7 +211,7 @@ class Hub:
 
     async def _check(self, stream: NodeStream, now: float) -> None:
         try:
-            await asyncio.to_thread(self.roll.check, stream.peer, now)
+            await asyncio.to_thread(self.roll.check, stream.peer, datetime.fromtimestamp(now, UTC))
         except ChannelError as error:
             stream.end(error.message, grpc.StatusCode.PERMISSION_DENIED)
 
@@ -242,8 +248,3 @@ class Hub:
             stream = self._streams.get(ask.node_id) if ask else None
             if stream is not None:
                 stream.tell_dropped(ask_id)
-
-
-def is_node(peer: Peer) -> bool:
-    """Whether the peer may open a node's stream."""
-    return peer.identity.role is Role.NODE

@@ -43,6 +43,8 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "privacy/channel/",
         "server/link.py",
         "server/stream.py",
+        "server/gate.py",
+        "server/streams_service.py",
         "server/control.py",
         "server/enrolment.py",
         "server/serving.py",

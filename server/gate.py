@@ -1,0 +1,110 @@
+"""The gate, which every call on the main port passes: who calls, in which role, may they, are they a member still?
+
+A method that no rule names is closed. TLS has asked for a certificate of the federation; the gate looks at the rest.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from ..privacy.channel.credentials import Peer, peer_of
+from ..privacy.channel.identities import Role
+from ..privacy.errors import ChannelError
+
+log = logging.getLogger("privet.server")
+
+_MEMBERS = frozenset({Role.NODE, Role.OPERATOR, Role.AUDITOR})
+_READERS = frozenset({Role.OPERATOR, Role.AUDITOR})
+_OPERATORS = frozenset({Role.OPERATOR})
+_NODES = frozenset({Role.NODE})
+# Who may call what. A test holds it against every method of every service of the main port.
+RULES: Mapping[str, frozenset[Role]] = {
+    "/privet.v1.Nodes/Connect": _NODES,
+    "/privet.v1.Nodes/Model": _NODES,
+    "/privet.v1.Control/Submit": _OPERATORS,
+    "/privet.v1.Control/Runs": _READERS,
+    "/privet.v1.Control/Run": _READERS,
+    "/privet.v1.Control/Watch": _READERS,
+    "/privet.v1.Control/Stop": _OPERATORS,
+    "/privet.v1.Control/Resume": _OPERATORS,
+    "/privet.v1.Control/Model": _OPERATORS,
+    "/privet.v1.Control/ListNodes": _READERS,
+    "/privet.v1.Control/Witness": _READERS,
+    "/privet.v1.Membership/Renew": _MEMBERS,
+    "/privet.v1.Membership/Leave": _MEMBERS,
+    "/grpc.health.v1.Health/Check": _MEMBERS,
+    "/grpc.health.v1.Health/Watch": _MEMBERS,
+}
+_peer: ContextVar[Peer] = ContextVar("peer")
+
+
+class Roll(Protocol):
+    """Who is a member: see members.py."""
+
+    def check(self, peer: Peer, now: datetime) -> None:
+        """Raise ChannelError, with the reason, unless the peer is a member in good standing."""
+        ...
+
+
+def peer(_: object) -> Peer:
+    """Who made the call that is being served."""
+    return _peer.get()
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Lets a call through, or ends it with one short reason; the whole reason stands in the log."""
+
+    def __init__(self, roll: Roll, refused: Callable[[], None] = lambda: None) -> None:
+        self._roll = roll
+        self._refused = refused
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """See grpc.aio.ServerInterceptor: the handler, behind the gate."""
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self._guarded(handler, str(handler_call_details.method))
+
+    def _guarded(self, handler: Any, method: str) -> Any:
+        if handler.response_streaming and not handler.request_streaming:
+            make, behaviour = grpc.unary_stream_rpc_method_handler, self._streaming(handler.unary_stream, method)
+        elif handler.response_streaming:
+            make, behaviour = grpc.stream_stream_rpc_method_handler, self._plain(handler.stream_stream, method)
+        else:
+            make, behaviour = grpc.unary_unary_rpc_method_handler, self._plain(handler.unary_unary, method)
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    def _plain(self, behaviour: Any, method: str) -> Any:
+        async def guarded(request: Any, context: Any) -> Any:
+            await self._admit(context, method)
+            return await behaviour(request, context)
+
+        return guarded
+
+    def _streaming(self, behaviour: Any, method: str) -> Any:
+        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+            await self._admit(context, method)
+            async for response in behaviour(request, context):
+                yield response
+
+        return guarded
+
+    async def _admit(self, context: Any, method: str) -> None:
+        try:
+            found = peer_of(context.auth_context())
+            if found.identity.role not in RULES.get(method, frozenset()):
+                raise ChannelError(f"{found.identity.uri} may not call {method}", "ask the coordinator for that role")
+            await asyncio.to_thread(self._roll.check, found, datetime.now(UTC))
+        except ChannelError as error:
+            log.warning("refused %s from %s: %s", method, context.peer(), error.message)
+            self._refused()
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{error.message}; {error.remedy}")
+        _peer.set(found)
