@@ -147,14 +147,15 @@ class Members:
                 )
             )
 
-    def check(self, peer: Peer, now: datetime) -> None:
-        """Raise ChannelError, with the reason, unless the peer is a member in good standing at this moment."""
-        identity = peer.identity
-        if now > peer.not_after:
-            raise ChannelError(f"the certificate of {identity.uri} expired on {peer.not_after:%Y-%m-%d %H:%M}", _JOIN)
-        self.check_standing(Certificate(identity, peer.serial, now, peer.not_after, peer.key_fingerprint, b""))
+    def check(self, peer: Peer, now: float) -> None:
+        """Raise ChannelError, with the reason, unless the peer is a member in good standing `now` (Unix seconds)."""
+        if now > peer.not_after.timestamp():
+            raise ChannelError(
+                f"the certificate of {peer.identity.uri} expired on {peer.not_after:%Y-%m-%d %H:%M}", _JOIN
+            )
+        self.check_standing(peer)
 
-    def check_standing(self, certificate: Certificate) -> None:
+    def check_standing(self, certificate: Peer | Certificate) -> None:
         """Raise ChannelError unless a certificate, expired or not, is a member's that nobody has revoked."""
         identity = certificate.identity
         with Session(self._engine) as session:

@@ -9,6 +9,7 @@ server's. Serials are random (RFC 5280, section 4.1.2.2).
 """
 
 import ipaddress
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -96,11 +97,16 @@ class IssuingAuthority(_Authority):
     """The issuer that the server holds, which certifies parties."""
 
     def issue(
-        self, identity: Identity, csr_der: bytes, now: datetime, lifetime: timedelta = LEAF_LIFETIME, host: str = ""
+        self,
+        identity: Identity,
+        csr_der: bytes,
+        now: datetime,
+        lifetime: timedelta = LEAF_LIFETIME,
+        hosts: Sequence[str] = (),
     ) -> bytes:
         """A chain (PEM: the party's certificate, then this issuer's) for the key in a CSR, and for nothing else in it.
 
-        `host`: of the server, its DNS name or IP address. Raises ChannelError for a CSR that is none.
+        `hosts`: of the server, its DNS names and IP addresses. Raises ChannelError for a CSR that is none.
         """
         if identity.federation != self.federation:
             raise ValueError(f"{identity.uri} is not of federation {self.federation}")
@@ -112,7 +118,7 @@ class IssuingAuthority(_Authority):
         lifetime = min(lifetime, self.not_after - now)  # no certificate outlives its issuer's
         # The subject is empty, so the alternative name is critical: RFC 5280, section 4.2.1.6.
         builder = _builder(x509.Name([]), self.certificate.subject, key, now, lifetime)
-        builder = builder.add_extension(_names(identity, host), critical=True)
+        builder = builder.add_extension(_names(identity, hosts), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([USAGE[identity.role]]), critical=False)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_key_usage(is_authority=False), critical=True)
@@ -148,9 +154,9 @@ def _name(federation: str, what: str) -> x509.Name:
     )
 
 
-def _names(identity: Identity, host: str) -> x509.SubjectAlternativeName:
+def _names(identity: Identity, hosts: Sequence[str]) -> x509.SubjectAlternativeName:
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
-    if host:
+    for host in hosts:
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
