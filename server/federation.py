@@ -36,12 +36,12 @@ from .witnesses import Witnesses
 # A refusal of these kinds may end with another attempt; any other ends a node's part in the run.
 _RETRIED = {Refusal.ATTEMPT_SPENT, Refusal.TASK_FAILED}
 _INITIAL_WITNESSES = 2
-_LEDGER_CONTRADICTS = "ledger-contradicts"
 
 _Answer = TypeVar("_Answer")
 
 Watch = Callable[[State], None]
 NameOf = Callable[[int], str]
+Muster = Callable[[int], None]
 
 
 class Seal(Protocol):
@@ -74,6 +74,7 @@ class Federation:
     `watch` gets the state after every round, once it is durable; `tell` what happens meanwhile. `timeout`: seconds for
     a round's answers where the plan has no deadline; `patience`: seconds for saying who one is. `name_of`: a node's
     name as the channel knows it; without it a node's own word counts. `seal`: the signature, for the nodes to check.
+    `muster`: waits until so many nodes are there, before a round and before asking again.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Federation:
         seal: Seal | None = None,
         name_of: NameOf | None = None,
         tell: Tell = unheard,
+        muster: Muster | None = None,
     ) -> None:
         self._submission = submission
         self._plan = submission.plan
@@ -101,6 +103,7 @@ class Federation:
         self._submitted = _submitted(submission, seal)
         self._name_of = name_of
         self._tell = tell
+        self._muster = muster or (lambda least: None)
         self._strategy = strategies.build_strategy(self._plan)
         self._roster = Roster()
         self._encoded: tuple[Parameters, ArrayRecord] | None = None
@@ -113,6 +116,7 @@ class Federation:
         strategies.remind(self._strategy, state.strategy, {name: array.shape for name, array in state.model.items()})
         self._watch(state)
         for number in range(state.round + 1, self._plan.run.rounds + 1):
+            self._muster(self._plan.aggregation.min_nodes)
             state = self._round(state, number)
             self._checkpoints.save(state)
             self._tell(Saved(number))
@@ -193,6 +197,7 @@ class Federation:
             pending = self._to_ask_again(gathered)
             if not pending:
                 break
+            self._muster(self._plan.aggregation.min_nodes)
             for name in pending:
                 if gathered.missing[name] in _RETRIED:  # that attempt is spent; a lost reply is not
                     attempts[name] += 1
@@ -284,7 +289,7 @@ class Federation:
         """The answer, once the head of the ledger that it stands in is countersigned; a Failure where that fails."""
         if self._witnesses is None or isinstance(answer, Failure) or self._witnesses.take(name, reply):
             return answer
-        return Failure(_LEDGER_CONTRADICTS)
+        return Failure(words.LEDGER_CONTRADICTS)
 
     def _with_witness(self, messages: list[Message]) -> list[Message]:
         names = {member.node_id: member.name for member in self._roster.members()}

@@ -15,6 +15,8 @@ from ..privacy.plan import NAME_PATTERN
 
 # What a node may declare: it becomes a weight, and sums of weights must stay exact.
 LARGEST_DECLARED_SIZE = 2**40
+# What the server's own channel puts in the place of an answer.
+_SERVERS_OWN = {words.LOST: words.DISCONNECTED, words.CONTRADICTS: words.LEDGER_CONTRADICTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def failure_of(reply: Message) -> Failure | None:
     reason = reply.error.reason
     if reply.error.code == words.REFUSED and reason in REFUSAL_CODES:
         return Failure(str(reason))
-    return Failure("app-failed")
+    return Failure(_SERVERS_OWN.get(reply.error.code, "app-failed"))
 
 
 def member_of(reply: Message) -> Member | Failure:

@@ -1,8 +1,8 @@
 """The book of runs: what was submitted, how far it is, what happened to it. Every entry is durable when it returns.
 
-    submitted -> waiting -> running -> finished
-                    |          |----> failed ----> submitted again (resume)
-                    `----------`----> stopping -> stopped ----> submitted again (resume)
+    submitted -> waiting <-> running -> finished
+                    |           |-----> failed ------------> submitted again (resume)
+                    `-----------`-----> stopping -> stopped -> submitted again (resume)
 
 The rules:
 1. A change of state and the event that tells it stand in one transaction. `MAY_FOLLOW` says what may follow what, and

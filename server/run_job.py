@@ -39,6 +39,11 @@ class Job:
         self.grid.wait_for_nodes(least)
         self.move(RunState.RUNNING)
 
+    def wait_again(self, least: int) -> None:
+        """The same for a run that is `running`: it returns at once where nobody is missing."""
+        if len(list(self.grid.get_node_ids())) < least:
+            self.wait_for_nodes(least)
+
     def record(self) -> RunRecord:
         """The run as the book has it."""
         return self.book.record(self.run_id)

@@ -26,7 +26,9 @@ class RunState(StrEnum):
 MAY_FOLLOW: Mapping[RunState, frozenset[RunState]] = {
     RunState.SUBMITTED: frozenset({RunState.WAITING, RunState.RUNNING, RunState.STOPPING, RunState.FAILED}),
     RunState.WAITING: frozenset({RunState.RUNNING, RunState.STOPPING, RunState.FAILED, RunState.SUBMITTED}),
-    RunState.RUNNING: frozenset({RunState.FINISHED, RunState.STOPPING, RunState.FAILED, RunState.SUBMITTED}),
+    RunState.RUNNING: frozenset(
+        {RunState.WAITING, RunState.FINISHED, RunState.STOPPING, RunState.FAILED, RunState.SUBMITTED}
+    ),
     RunState.STOPPING: frozenset({RunState.STOPPED, RunState.FINISHED, RunState.FAILED}),
     RunState.STOPPED: frozenset({RunState.SUBMITTED}),
     RunState.FAILED: frozenset({RunState.SUBMITTED}),

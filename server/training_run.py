@@ -58,6 +58,7 @@ class TrainingRuns:
             seal=job.signed,
             name_of=job.grid.name_of,
             tell=diary.note,
+            muster=job.wait_again,
         ).run()
 
 

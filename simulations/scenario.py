@@ -19,8 +19,7 @@ from ..client.bench import Bench
 from ..client.node import Node
 from ..client.tasks.registry import load_task
 from ..client.training import held_out_scores
-from ..privacy.budget.accounting import epsilon_of, rounded_up
-from ..privacy.budget.charge import executed_events
+from ..privacy.budget.charge import executed_epsilon
 from ..privacy.budget.guard import Standing
 from ..privacy.errors import PlanError
 from ..privacy.plan import EvaluationSection, Plan, PrivacySection
@@ -138,12 +137,10 @@ class Scenario:
         """The largest node's, as if every attempt asked for had begun; None without a claim, and for some rounds."""
         plan, claim = self.submission.plan, self.submission.claim
         stride = -(-plan.run.rounds // ROUNDS_ACCOUNTED)
-        if claim is None or plan.privacy.delta is None or (state.round % stride and state.round != plan.run.rounds):
+        if claim is None or (state.round % stride and state.round != plan.run.rounds):
             return None
         attempts = max(state.participations.values(), default=0)
-        evaluations = state.round // plan.evaluation.every if plan.evaluation else 0
-        events = executed_events(plan, claim.noise_multiplier, attempts, evaluations)
-        return rounded_up(epsilon_of(events, plan.privacy.delta))
+        return executed_epsilon(plan, claim.noise_multiplier, attempts, state.round)
 
 
 def without_privacy(plan: Plan) -> Plan:
