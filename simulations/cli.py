@@ -55,9 +55,14 @@ def simulate(
     console = Console(stderr=True, quiet=as_json and not sys.stderr.isatty())
     started = time.monotonic()
     with console.status("loading torch and flower"):
+        import torch
+
+        from ..client.device import device_of
         from .scenario import Scenario
         from .world import World
-    chosen = _device(device)
+    # Small models on two threads are several times slower than on one (measured); nodes train one after the other.
+    torch.set_num_threads(1)
+    chosen = device_of(device)
     if resume is not None:
         if plan or out or assignments or ledgers or seed is not None:
             raise UsageError("--resume goes on with the plan in its folder", "give --resume DIR alone")
@@ -166,18 +171,3 @@ def _kept_options(root: Path) -> tuple[bool, Path | None]:
         return bool(options["compare"]), Path(options["ledgers"])
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{path}: not what privet wrote", "restore the file, or begin a new run") from None
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    # Small models on two threads are several times slower than on one (measured); nodes train one after the other.
-    torch.set_num_threads(1)
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}", "--device auto, or --device cpu") from None
-    return device

@@ -22,6 +22,8 @@ KNOWS: dict[str, tuple[str, ...]] = {
     "opacus": ("client/gradients.py", "client/prv.py"),
     "flwr": (
         "client/app.py",
+        "client/app_worker.py",
+        "client/flower_app.py",
         "client/link.py",
         "client/party.py",
         "client/session.py",
