@@ -9,7 +9,7 @@ from flwr.app import Message
 from ..privacy.channel.flower import SERVER_NODE_ID
 from .flower_app import frames_of, message_of
 from .pipe import Packet
-from .worker import Served, WorkerSettings
+from .served import Served, WorkerSettings
 
 Config = Mapping[str, bool | int | float | str]
 

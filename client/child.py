@@ -23,7 +23,6 @@ from pathlib import Path
 from .logs import LocalLog
 from .pipe import Packet, Pipe, PipeError
 
-_MODULE = "privet.client.workshop"
 _GRACE_SECONDS = 3.0  # a process that is asked to end and does nothing ends in a tenth of that
 _LOG_PIECE = 64 * 1024
 _PASSED_ON = {"PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
@@ -40,10 +39,11 @@ def environment_of(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class Child:
-    """One process. `ask` is for one thread at a time; `kill` is for any."""
+    """One process. It runs `module`. `ask` is for one thread at a time; `kill` is for any."""
 
-    def __init__(self, log: Path, threads: int = 1, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, module: str, log: Path, threads: int = 1, environment: Mapping[str, str] | None = None) -> None:
         ours, theirs = socket.socketpair()
+        self._module = module
         self._socket = ours
         self._pipe = Pipe(ours)
         self._log = LocalLog(log)
@@ -142,9 +142,9 @@ class Child:
 
     def _start(self, descriptor: int) -> subprocess.Popen[bytes]:
         # -P: no module is taken from the folder that the node happens to run in. -u: its last words are not lost.
-        command = [sys.executable, "-P", "-u", "-X", "faulthandler", "-m", _MODULE, str(descriptor), str(os.getpid())]
+        python = [sys.executable, "-P", "-u", "-X", "faulthandler"]
         return subprocess.Popen(
-            command,
+            [*python, "-m", self._module, str(descriptor), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

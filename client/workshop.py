@@ -1,23 +1,13 @@
 """Workshop: what runs inside the process that trains: `python -m privet.client.workshop SOCKET PARENT`.
 
-It is told what to serve (a submission and a data set, or a Flower app), says that it is ready, and answers one request
-after the other until its socket ends. It checks the submission again by itself, draws its noise from the operating
-system, and refuses a seed for a run that makes a claim. The first failure is its last answer: after an exception,
-Opacus' hooks may hold half a batch and a GPU may be lost, so a new process is safer than a mended one.
+It is told what to serve: a submission and a data set, or a Flower app. It checks the submission again by itself, draws
+its noise from the operating system, and refuses a seed for a run that makes a claim.
 """
 
-import ctypes
-import fcntl
 import json
 import os
-import resource
-import select
-import signal
-import socket
 import sys
-import threading
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +15,9 @@ from ..privacy.budget.book import DeclaredDataset
 from ..privacy.errors import PrivetError, UsageError
 from ..privacy.submission import Submission
 from .draw import Draw
+from .inside import Handler, serve
 from .node import Trainer
-from .pipe import Packet, Pipe
-
-_OUT_OF_THE_WAY = 200  # the socket's number: not one that a task's own files would have
-_OUT_OF_MEMORY_SCORE = "800"  # of at most 1000: the system ends this process before the one that holds the ledger
-_PR_SET_PDEATHSIG = 1
-
-Handler = Callable[[Packet], Packet]
+from .pipe import Packet
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,44 +26,24 @@ def main(arguments: Sequence[str]) -> int:
         _describe(arguments[1:])
         return 0
     descriptor, parent = (int(argument) for argument in arguments)
-    pipe = Pipe(_own_socket(descriptor, parent))
-    _be_expendable()
-    _serve(pipe)
+    serve(descriptor, parent, _opened)
     return 0
 
 
-def _serve(pipe: Pipe) -> None:
-    handler: Handler = _opened
-    while (packet := pipe.receive()) is not None:
-        try:
-            if handler is _opened:
-                handler, reply = _begun(packet)
-            else:
-                reply = handler(packet)
-        except Exception as error:
-            traceback.print_exc()
-            pipe.send(Packet({"failed": _told(error), "number": packet.head.get("number")}))
-            return
-        pipe.send(Packet({**reply.head, "number": packet.head.get("number")}, reply.arrays, reply.raw))
-
-
-def _opened(packet: Packet) -> Packet:
-    raise UsageError("nothing is served yet", "say first what to serve")
-
-
-def _begun(packet: Packet) -> tuple[Handler, Packet]:
-    """What the first packet asks to be served."""
-    head = packet.head
-    _limit_memory(head["memory_bytes"])
+def _opened(head: Mapping[str, Any]) -> tuple[Handler, Packet]:
     match head["serve"]:
         case "task":
             return _task(head)
         case "app":
-            from .flower_app import AppBench
-
-            bench = AppBench.of(head)
-            return lambda asked: Packet({}, raw=bench.handle(asked.raw)), Packet({"loaded_from": bench.loaded_from})
+            return _app(head)
     raise UsageError(f"{head['serve']!r} cannot be served", "update privet")
+
+
+def _app(head: Mapping[str, Any]) -> tuple[Handler, Packet]:
+    from .flower_app import AppBench
+
+    bench = AppBench.of(head)
+    return lambda asked: Packet({}, raw=bench.handle(asked.raw)), Packet({"loaded_from": bench.loaded_from})
 
 
 def _task(head: Mapping[str, Any]) -> tuple[Handler, Packet]:
@@ -109,45 +74,6 @@ def _trained(trainer: Trainer, submission: Submission, asked: Packet) -> Packet:
         sums = trainer.evaluate(asked.arrays, draw)
         return Packet({"sums": sums, "done": dict(trainer.done())})
     raise ValueError(f"{asked.head['ask']!r} is not asked of a trainer")
-
-
-def _told(error: Exception) -> dict[str, str]:
-    if isinstance(error, PrivetError):
-        return {"message": error.message, "remedy": error.remedy}
-    return {"message": f"{type(error).__name__}: {error}", "remedy": "see the run's local log"}
-
-
-def _own_socket(descriptor: int, parent: int) -> socket.socket:
-    """The socket, under a number out of a task's way; with its end, or its parent's, this process ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY)
-    os.close(descriptor)
-    threading.Thread(target=_end_with_parent, args=(moved,), daemon=True).start()
-    return socket.socket(fileno=moved)
-
-
-def _end_with_parent(descriptor: int) -> None:
-    """Also in the middle of training: no request would be read then."""
-    poll = select.poll()
-    poll.register(descriptor, 0)  # nothing but the hang-up
-    poll.poll()
-    os._exit(0)
-
-
-def _be_expendable() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold records
-    score = Path("/proc/self/oom_score_adj")
-    if score.exists():
-        score.write_text(_OUT_OF_MEMORY_SCORE)
-
-
-def _limit_memory(most_bytes: int | None) -> None:
-    """Of private memory that can be written: address space is no measure where a GPU maps its own into it."""
-    if most_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
 
 
 def _describe(names: Sequence[str]) -> None:
