@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from ..privacy.budget.ledger import Clock, system_clock
 from ..privacy.errors import FederationError, InterruptedRunError, PrivetError, Refusal, RefusedError, UsageError
@@ -130,6 +131,15 @@ class Runs:
             record = self._move(run_id, RunState.SUBMITTED, {"by": by})
             self._begin(run_id)
         return record
+
+    def model_file(self, run_id: str) -> Path:
+        """The file of the model that a finished run has trained; raise UsageError where there is none."""
+        record = self.book.record(run_id)
+        if "model" not in record.standing:
+            raise UsageError(
+                f"run {run_id} is {record.state}: it has no model yet", f"privet run logs {run_id} --follow"
+            )
+        return self.folder_of(run_id).model
 
     def wait(self, run_id: str, timeout: float | None = None) -> bool:
         """Whether the run is no longer under way in this process, after at most `timeout` seconds."""
