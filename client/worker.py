@@ -23,6 +23,8 @@ from .served import Served, WorkerSettings
 if TYPE_CHECKING:
     from .tasks.protocol import Source
 
+__all__ = ["MOST_WARM", "Worker", "WorkerSettings", "Workers"]
+
 MOST_WARM = 4  # processes that wait for their next round; each holds its libraries, its data and its model
 _MOST_FACTS, _LONGEST_FACT = 20, 2000  # of what goes to the ledger
 
