@@ -111,7 +111,16 @@ def _request(stage: Stage, message: Message) -> Request:
     if not isinstance(submission, bytes) or type(number) is not int or type(attempt) is not int:
         raise _malformed("submission, round or attempt is missing or of another type")
     parameters = to_parameters(arrays) if arrays is not None else {}
-    return Request(stage, submission, number, attempt, parameters, _witnessed(message))
+    signature, certificates = _bytes(config, words.SIGNATURE), _bytes(config, words.CERTIFICATES)
+    return Request(stage, submission, number, attempt, parameters, _witnessed(message), signature, certificates)
+
+
+def _bytes(config: ConfigRecord, key: str) -> bytes:
+    """What a simulation's server leaves out; a node that needs it refuses what is empty."""
+    value = config.get(key, b"")
+    if not isinstance(value, bytes):
+        raise _malformed(f"its {key} is of another type")
+    return value
 
 
 def _malformed(why: str) -> RefusedError:

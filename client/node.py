@@ -1,6 +1,7 @@
 """Node: the story of a request inside an institution, from top to bottom.
 
-    receive -> is it ours? -> is it whole? -> is our ledger the newest? -> charge -> begin -> train -> keep -> answer
+    receive -> is it ours? -> who signed it? -> is it whole? -> is our ledger the newest?
+            -> charge -> begin -> train -> keep -> answer
 
 Nothing before `begin` touches a record. What leaves is an Answer, or one code of a closed list; why a request was
 refused or failed stays in the local log and ledger.
@@ -10,17 +11,21 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from ..privacy.budget.book import DeclaredDataset
 from ..privacy.budget.guard import Attempt, Guard, Standing
 from ..privacy.budget.ledger import Clock, Entry, system_clock
+from ..privacy.budget.signer import Signer
 from ..privacy.budget.witness import Countersigned, Head
 from ..privacy.errors import LedgerError, PrivetError, Refusal, RefusedError
 from ..privacy.parameters import Array, Parameters, hash_of, problem_of
+from ..privacy.signed import SignedSubmission
 from ..privacy.submission import Submission
 from .answers import Answer, Answers
 from .draw import SYSTEM, Draw, public_draw
+from .operators import Operators
 
 if TYPE_CHECKING:  # what trains imports torch; this process need not
     from .tasks.protocol import Source
@@ -32,7 +37,10 @@ log = logging.getLogger("privet.node")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """What a server asks of a node; no `parameters` for `initial`. `witnessed`: the head that it countersigned last."""
+    """What a server asks of a node; no `parameters` for `initial`. `witnessed`: the head that it countersigned last.
+
+    `signature`, `certificates`: of the operator, over `submission`; empty in a simulation.
+    """
 
     stage: Literal["initial", "train", "evaluate"]
     submission: bytes
@@ -40,6 +48,8 @@ class Request:
     attempt: int
     parameters: Parameters
     witnessed: Countersigned | None = None
+    signature: bytes = b""
+    certificates: bytes = b""
 
 
 class Trainer(Protocol):
@@ -67,7 +77,10 @@ Draws = Callable[[Submission, Attempt], Draw]
 
 
 class Node:
-    """One institution's party: its data set, its guard, its kept answers."""
+    """One institution's party: its data set, its guard, its kept answers.
+
+    `operators`: whose submissions it carries out. None in a simulation, where nothing is signed; a deployment has them.
+    """
 
     def __init__(
         self,
@@ -78,8 +91,12 @@ class Node:
         workshop: Workshop,
         draws: Draws | None = None,
         clock: Clock = system_clock,
+        operators: Operators | None = None,
     ) -> None:
+        if operators is None and guard.is_deployment:
+            raise ValueError("a deployment's node carries out what operators signed, and nothing else")
         self.name = name
+        self._operators = operators
         self._source = source
         self._guard = guard
         self._answers = answers
@@ -108,6 +125,8 @@ class Node:
         except PrivetError as error:
             raise _malformed(error.message) from None
         self._check_ours(submission)
+        now = self._clock()
+        signer = self._signer(submission, request, now)
         trainer = self._trainer(submission)
         if request.stage == "initial":
             return Answer(trainer.initial())
@@ -115,7 +134,7 @@ class Node:
         _check_parameters(request, trainer)
         if request.witnessed is not None:
             self._guard.check_witnessed(request.witnessed)
-        self._guard.admit(submission, self._clock())
+        self._guard.admit(submission, now, signer)
         kept = self._guard.begin(submission, attempt, request.witnessed)
         if kept is not None:
             return self._kept_answer(submission, attempt, kept)
@@ -138,6 +157,21 @@ class Node:
             raise RefusedError(Refusal.UNKNOWN_TASK, f"task {asked.run.task!r} is not ours ({ours.task!r})", _ASK)
         if asked.dataset != ours.name:
             raise RefusedError(Refusal.UNKNOWN_DATASET, f"data set {asked.dataset!r} is not ours ({ours.name!r})", _ASK)
+
+    def _signer(self, submission: Submission, request: Request, now: datetime) -> Signer | None:
+        """Who signed, checked in full at a run's first admission; later only that the key was not revoked since."""
+        if self._operators is None:
+            return None
+        known = self._guard.signer_of(submission)
+        try:
+            if known is None:
+                signed = SignedSubmission(request.submission, request.signature, request.certificates)
+                return self._operators.admitted(signed, now)
+            self._operators.check_not_revoked(known.key_fingerprint)
+        except RefusedError as refusal:
+            self._guard.record(submission, refusal)
+            raise
+        return None
 
     def _trainer(self, submission: Submission) -> Trainer:
         if submission.hash not in self._trainers:

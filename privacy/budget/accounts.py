@@ -73,7 +73,7 @@ class AccountBook:
         Raises LedgerError naming the first entry that this institution did not write.
         """
         for entry in self.ledger.verified(self._seen, self._hash):
-            self.book.apply(entry.kind, entry.content)
+            self.book.apply(entry.kind, entry.content, entry.time)
             self._seen, self._hash = entry.sequence, entry.hash
         return self.book
 

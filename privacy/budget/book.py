@@ -4,7 +4,7 @@ Accounts hold budgets, data sets belong to accounts, runs were charged to them. 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import Any, Self
@@ -13,6 +13,7 @@ from .filters import FilterName, renyi_epsilon
 
 INFINITE = Decimal("Infinity")
 Key = tuple[str, int, int]
+Refused = tuple[str, str, str]  # run, submission, code
 
 
 @dataclass(slots=True)
@@ -85,8 +86,18 @@ class RunCharge:
         return sum(1 for begun_stage, _, _ in self.begun if begun_stage == stage)
 
 
+@dataclass(frozen=True, slots=True)
+class KnownSigner:
+    """Who signed the submission of a run, as it was checked when the run was admitted."""
+
+    run: str
+    submission: str
+    operator: str
+    key_fingerprint: str
+
+
 class Book:
-    """Accounts, data sets and charges, by name."""
+    """Accounts, data sets and charges, by name. `signers` and `apps` (the submission's hash): by run."""
 
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}
@@ -95,12 +106,27 @@ class Book:
         self.owners: set[tuple[str, str, str]] = set()  # (path, unit, account) of every data set that ever was
         self.recovered_heads: set[tuple[int, str]] = set()  # witnessed heads whose charges were taken over
         self.witnessed = 0  # the highest number that a server countersigned
+        self.signers: dict[str, KnownSigner] = {}
+        self.apps: dict[str, str] = {}
+        self.refused: set[Refused] = set()  # of one day, the newest that something was refused on
+        self._refused_on = ""
 
-    def apply(self, kind: str, content: Mapping[str, Any]) -> None:
+    def apply(self, kind: str, content: Mapping[str, Any], time: str = "") -> None:
         """Add one entry's meaning. Unknown kinds are records of something else, and change nothing here."""
+        if kind == "refused":
+            self._refuse(content, time[:10])
         fold = _FOLDS.get(kind)
         if fold is not None:
             fold(self, content)
+
+    def refused_on(self, day: str) -> Collection[Refused]:
+        """What was refused on a day, the newest that there is; nothing for any other."""
+        return self.refused if day == self._refused_on else ()
+
+    def _refuse(self, content: Mapping[str, Any], day: str) -> None:
+        if day != self._refused_on:
+            self._refused_on, self.refused = day, set()
+        self.refused.add((content["run"], content["submission"], content["code"]))
 
     def dump(self) -> str:
         """Everything, as JSON; `load` reads it back."""
@@ -115,6 +141,10 @@ class Book:
                 "owners": sorted(self.owners),
                 "recovered_heads": sorted(self.recovered_heads),
                 "witnessed": self.witnessed,
+                "signers": [asdict(signer) for signer in self.signers.values()],
+                "apps": self.apps,
+                "refused": sorted(self.refused),
+                "refused_on": self._refused_on,
             },
             default=str,
         )
@@ -135,6 +165,11 @@ class Book:
         book.owners = {(path, unit, account) for path, unit, account in told["owners"]}
         book.recovered_heads = {(sequence, digest) for sequence, digest in told["recovered_heads"]}
         book.witnessed = told["witnessed"]
+        # Snapshots of a ledger without signatures have none of these.
+        book.signers = {signer["run"]: KnownSigner(**signer) for signer in told.get("signers", ())}
+        book.apps = dict(told.get("apps", {}))
+        book.refused = {(run, submission, code) for run, submission, code in told.get("refused", ())}
+        book._refused_on = told.get("refused_on", "")
         return book
 
 
@@ -185,6 +220,15 @@ def _add_dataset(book: Book, content: Mapping[str, Any]) -> None:
 
 def _remove_dataset(book: Book, content: Mapping[str, Any]) -> None:
     del book.datasets[content["dataset"]]
+
+
+def _sign(book: Book, content: Mapping[str, Any]) -> None:
+    told = (content[key] for key in ("run", "submission", "operator", "key_fingerprint"))
+    book.signers[content["run"]] = KnownSigner(*told)
+
+
+def _run_app(book: Book, content: Mapping[str, Any]) -> None:
+    book.apps[content["run"]] = content["submission"]
 
 
 def _charge(book: Book, content: Mapping[str, Any]) -> None:
@@ -245,6 +289,8 @@ _FOLDS = {
     "close": _close_account,
     "dataset": _add_dataset,
     "dataset-removed": _remove_dataset,
+    "operator": _sign,
+    "app": _run_app,
     "charge": _charge,
     "recovered-charge": _recover_charge,
     "recovered": _recover,

@@ -11,6 +11,7 @@ It stands before every touch of a record. The rules (DESIGN, section 8):
 7. `begin` is durable before the first record is read. A begun attempt is spent, whether or not it was answered.
 8. The same attempt with the same bytes gets the kept answer; with other bytes it is refused.
 9. Begun attempts never exceed what was charged.
+10. Who signed the submission is entered with the charge, right before it. A simulation has no signatures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,12 @@ from ..submission import Submission
 from .accounting import ACCOUNTANT, epsilon_of, rounded_up
 from .accounts import AccountBook
 from .admission import Charge, weighed
-from .book import DeclaredDataset, RunCharge
+from .book import DeclaredDataset, KnownSigner, RunCharge
 from .charge import executed_events
 from .events import RELATION
 from .ledger import Entry
+from .refusals import record_refusal
+from .signer import Signer
 from .witness import Countersigned, Head
 
 Stage = Literal["train", "evaluate"]
@@ -86,8 +89,21 @@ class Guard:
             )
         return declared
 
-    def admit(self, submission: Submission, now: datetime) -> None:
-        """Charge the submission in full, once; raise RefusedError and change nothing but the record of it."""
+    @property
+    def is_deployment(self) -> bool:
+        """Whether the ledger is of an institution's own records, and not of a simulation."""
+        return self._ledger.is_deployment
+
+    def signer_of(self, submission: Submission) -> KnownSigner | None:
+        """Who signed it, as the ledger says; None where it was not admitted."""
+        known = self._accounts.catch_up().signers.get(submission.run_id)
+        return known if known is not None and known.submission == submission.hash else None
+
+    def admit(self, submission: Submission, now: datetime, signer: Signer | None = None) -> None:
+        """Charge the submission in full, once; raise RefusedError and change nothing but the record of it.
+
+        `signer`: who signed it; None in a simulation, and where the submission was admitted before.
+        """
         try:
             with self._accounts.transaction():
                 self._accounts.catch_up()
@@ -95,9 +111,11 @@ class Guard:
                 if run is None:
                     self._release_expired(now)
                     charge = self.weigh(submission, now)
+                    if signer is not None:
+                        self._ledger.append("operator", signer.body(submission))
                     self._ledger.append("charge", _charge_body(submission, self.dataset, charge))
         except RefusedError as refusal:
-            self._record(submission, refusal)
+            self.record(submission, refusal)
             raise
         finally:
             self._accounts.catch_up()
@@ -127,7 +145,7 @@ class Guard:
                     self._append_witnessed(witnessed)
                 self._ledger.append("begin", _attempt_body(submission, attempt) | {"request": attempt.request_hash})
         except RefusedError as refusal:
-            self._record(submission, refusal)
+            self.record(submission, refusal)
             raise
         finally:
             self._accounts.catch_up()
@@ -201,12 +219,20 @@ class Guard:
         """The charges that were entered after a sequence number: what a witness does not hold yet."""
         return [entry for entry in self._ledger.entries(after=sequence) if entry.kind in ("charge", "recovered-charge")]
 
+    def record(self, submission: Submission, refusal: RefusedError) -> None:
+        """Enter that the submission was refused, and why."""
+        record_refusal(self._accounts, submission, refusal)
+
     def close(self) -> None:
         """Let go of the ledger."""
         self._ledger.close()
 
     def _admitted(self, submission: Submission) -> RunCharge | None:
         run = self._accounts.book.runs.get(submission.run_id)
+        if submission.run_id in self._accounts.book.apps:
+            raise RefusedError(
+                Refusal.OTHER_SUBMISSION, f"run {submission.run_id} is a Flower app's", "submit the plan as a new run"
+            )
         if run and (run.submission != submission.hash or run.is_released or run.is_recovered):
             why = "released before it began" if run.is_released else "admitted with another submission"
             why = "recovered from the witness, so what of it was spent is unknown" if run.is_recovered else why
@@ -225,19 +251,6 @@ class Guard:
             ):
                 self._ledger.append("release", {"run": run.run, "why": f"never began, expired {run.expires}"})
         self._accounts.catch_up()
-
-    def _record(self, submission: Submission, refusal: RefusedError) -> None:
-        self._ledger.append(
-            "refused",
-            {
-                "run": submission.run_id,
-                "submission": submission.hash,
-                "dataset": self._dataset,
-                "operator": submission.body.operator,
-                "code": refusal.code.value,
-                "why": refusal.message,
-            },
-        )
 
 
 def _kept(run: RunCharge, attempt: Attempt) -> str:

@@ -162,6 +162,17 @@ class Ledger:
         )
         return entry
 
+    @property
+    def is_deployment(self) -> bool:
+        """Whether it is of an institution's own records, as its first entry says."""
+        opening = self.entry(1)
+        return opening is not None and opening.content.get("purpose") == "deployment"
+
+    @property
+    def today(self) -> str:
+        """The day that an entry would be of, in UTC."""
+        return self._clock().astimezone(UTC).date().isoformat()
+
     def head(self) -> Entry | None:
         """The newest entry."""
         row = self._connection.execute(_READ + "ORDER BY sequence DESC LIMIT 1").fetchone()

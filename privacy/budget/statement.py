@@ -133,7 +133,7 @@ def _records(accounts: AccountBook) -> dict[str, _Records]:
                 {name: told[name] for name in ("from", "epsilon", "because")} | {"time": entry.time}
             )
         elif entry.kind == "refused":
-            if told["dataset"] in owner:
+            if told.get("dataset") in owner:  # an app has none
                 found[owner[told["dataset"]]].refusals.append(_refusal(entry.time, told))
         else:
             found[told["account"]].charges.append((entry.time, told))

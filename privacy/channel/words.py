@@ -7,6 +7,9 @@
     query.witness    -> nothing: it brings the server's countersignature of a ledger's head
     anything refused -> Error(REFUSED, one code of the closed list)
 
+With every request for a run come, in its config: submission, round, attempt; in a deployment also signature and
+certificates, of the operator over the submission.
+
 With `train` and `evaluate` comes `ledger`: the head of the node's ledger, and the charges not yet
 witnessed.
 """
@@ -25,6 +28,7 @@ EVALUATE = "evaluate"
 SUBMISSION = "submission"
 SIGNATURE = "signature"
 CERTIFICATES = "certificates"
+SEAL = "privet"  # the record that brings these with a message of an app
 ROUND = "round"
 ATTEMPT = "attempt"
 WITNESSED = "witnessed"

@@ -92,7 +92,7 @@ class World:
         self.node = self.start()
 
     def open(self) -> Ledger:
-        return opened(self.ledger, "deployment", "hospital")
+        return opened(self.ledger, "simulation", "hospital")
 
     def start(self, workshop: Workshop | None = None) -> Node:
         return Node(

@@ -78,7 +78,7 @@ class NumpyTrainer:
 
 def opened(folder: Path, epsilon: str = "1000", delta: str = "0.5") -> AccountBook:
     key = SigningKey.load_or_create(folder / "key.pem")
-    accounts = AccountBook(Ledger.open(folder / "ledger.sqlite", purpose="deployment", owner="ward", key=key))
+    accounts = AccountBook(Ledger.open(folder / "ledger.sqlite", purpose="simulation", owner="ward", key=key))
     if "ward" not in accounts.book.accounts:
         accounts.open_account("ward", AccountTerms("record", Decimal(epsilon), Decimal(delta)))
         accounts.add_dataset(DeclaredDataset("fake", "fake", "/data/ward", 1000, "ward"))

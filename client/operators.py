@@ -1,0 +1,83 @@
+"""Operators: whose submissions a node carries out. The check stands before anything is charged.
+
+The rules (DESIGN, section 10):
+1. At the first admission of a run the operator's certificates, signature and time are checked, and entered in the
+   ledger. Later requests need the same submission, and that the key was not revoked since.
+2. Where the institution pinned keys (node.toml, `[operators]`), only these are admitted, each under its own name. The
+   server holds the issuing authority: a certificate alone proves nothing against it.
+3. Without pins any operator that the federation's authority named is admitted, and node and ledger say so.
+4. What was revoked stays revoked: the server can add keys to the list, and take none away.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+
+from ..privacy.budget.signer import TRUST_IN_WORDS, Signer, Trust
+from ..privacy.errors import ChannelError, Refusal, RefusedError
+from ..privacy.signed import Operator, SignedSubmission, verified
+
+Pins = Callable[[], Mapping[str, str]]  # read at each admission, so that a change holds at once
+MOST_DENIED = 100_000  # keys; a server that names more is not let fill the node's memory
+
+
+class Operators:
+    """The operators that a node listens to. `root`: the federation's, PEM. `pins`: key fingerprint by name."""
+
+    def __init__(self, root: bytes, federation: str, pins: Pins) -> None:
+        self._root = root
+        self._federation = federation
+        self._pins = pins
+        self._denied: frozenset[str] = frozenset()
+
+    @property
+    def trust(self) -> str:
+        """Who decides which operators there are, in words for the institution."""
+        pins = self._pins()
+        return f"operators pinned here: {', '.join(sorted(pins))}" if pins else TRUST_IN_WORDS["coordinator"]
+
+    def deny(self, key_fingerprints: Iterable[str]) -> None:
+        """Listen to these keys no more; raise ChannelError above `MOST_DENIED`.
+
+        From another thread too: the set is replaced, never changed.
+        """
+        denied = self._denied | set(key_fingerprints)
+        if len(denied) > MOST_DENIED:
+            raise ChannelError(f"{len(denied)} revoked keys, allowed are {MOST_DENIED}", "ask the coordinator")
+        self._denied = denied
+
+    def admitted(self, signed: SignedSubmission, now: datetime) -> Signer:
+        """Who signed, and may ask; raise RefusedError where nobody did, or the institution does not listen to it."""
+        operator = verified(signed, self._root, self._federation, now)
+        self.check_not_revoked(operator.key_fingerprint)
+        return Signer(
+            operator=operator.name,
+            key_fingerprint=operator.key_fingerprint,
+            signature=signed.signature,
+            certificates=signed.certificates,
+            trust=self._trust_in(operator),
+            checked=now,
+        )
+
+    def check_not_revoked(self, key_fingerprint: str) -> None:
+        """Raise RefusedError where the key was revoked."""
+        if key_fingerprint in self._denied:
+            raise RefusedError(
+                Refusal.OPERATOR_REVOKED,
+                f"the operator's key {key_fingerprint[:16]}… was revoked",
+                "ask the coordinator who submits now",
+            )
+
+    def _trust_in(self, operator: Operator) -> Trust:
+        pins = self._pins()
+        if not pins:
+            return "coordinator"
+        # The names of pins and certificates are one kind of thing; a pin under another name is a pin of another.
+        if pins.get(operator.name) != operator.key_fingerprint:
+            known = "is pinned with another key" if operator.name in pins else "is not pinned here"
+            raise RefusedError(
+                Refusal.OPERATOR_NOT_PINNED,
+                f"operator {operator.name} with key {operator.key_fingerprint} {known}",
+                f"compare the key with {operator.name}, then: privet node trust {operator.name} "
+                f"{operator.key_fingerprint}",
+            )
+        return "pinned"

@@ -1,0 +1,57 @@
+"""Runs of Flower apps that make no claim: entered, so that an audit names them; nothing is charged.
+
+What an app read is not accounted for. A run id is admitted once, for an app or for a task.
+"""
+
+from datetime import datetime
+
+from ..errors import Refusal, RefusedError
+from ..plan_app import AppSubmission
+from .accounts import AccountBook
+from .refusals import record_refusal
+from .signer import Signer
+
+
+def admit_app(accounts: AccountBook, submission: AppSubmission, now: datetime, signer: Signer | None = None) -> None:
+    """Enter that the app is run, once; raise RefusedError and change nothing but the record of it.
+
+    `signer`: who signed the submission; None in a simulation. That the institution allowed the app was checked before.
+    """
+    try:
+        with accounts.transaction() as book:
+            known = "another submission" if submission.run_id in book.runs else book.apps.get(submission.run_id)
+            if known is None:
+                _check_time(submission, now)
+                if signer is not None:
+                    accounts.ledger.append("operator", signer.body(submission))
+                accounts.ledger.append("app", _body(submission))
+            elif known != submission.hash:
+                raise RefusedError(
+                    Refusal.OTHER_SUBMISSION,
+                    f"run {submission.run_id} was admitted with another submission",
+                    "submit the plan as a new run",
+                )
+    except RefusedError as refusal:
+        record_refusal(accounts, submission, refusal)
+        raise
+    finally:
+        accounts.catch_up()
+    accounts.note_progress()
+
+
+def _check_time(submission: AppSubmission, now: datetime) -> None:
+    if not submission.is_valid_at(now):
+        raise RefusedError(
+            Refusal.NOT_VALID_NOW,
+            f"the submission is valid from {submission.body.not_before} to {submission.body.expires}",
+            "submit the plan again, and check both clocks",
+        )
+
+
+def _body(submission: AppSubmission) -> dict[str, str]:
+    return {
+        "run": submission.run_id,
+        "submission": submission.hash,
+        "plan": submission.canonical.decode(),
+        "app": submission.plan.app.name,
+    }

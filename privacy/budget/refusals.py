@@ -1,0 +1,35 @@
+"""Refusals: each is entered in the ledger, and none lets a stranger fill it.
+
+Of one run, submission and code one refusal a day is entered, and of all together at most `MOST_REFUSALS`: whoever asks
+again and again learns the code again and again, and the node's local log says the rest.
+"""
+
+from ..errors import RefusedError
+from ..plan_app import AnySubmission, AppSubmission
+from .accounts import AccountBook
+
+MOST_REFUSALS = 1000  # entries a day, some 600 kB
+
+
+def record_refusal(accounts: AccountBook, submission: AnySubmission, refusal: RefusedError) -> None:
+    """Enter why a submission was refused, unless that stands in today's entries already."""
+    subject = (
+        {"app": submission.plan.app.name}
+        if isinstance(submission, AppSubmission)
+        else {"dataset": submission.plan.dataset}
+    )
+    with accounts.transaction() as book:
+        today = book.refused_on(accounts.ledger.today)
+        if (submission.run_id, submission.hash, refusal.code.value) not in today and len(today) < MOST_REFUSALS:
+            accounts.ledger.append(
+                "refused",
+                subject
+                | {
+                    "run": submission.run_id,
+                    "submission": submission.hash,
+                    "operator": submission.body.operator,
+                    "code": refusal.code.value,
+                    "why": refusal.message,
+                },
+            )
+    accounts.catch_up()
