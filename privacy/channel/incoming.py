@@ -7,6 +7,7 @@ handed out before the digest has been compared. An error ends a message for good
 
 import hashlib
 import hmac
+import io
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from flwr.app import Error, Message, Metadata, RecordDict
 from ..errors import ChannelError
 from . import privet_pb2 as pb
 from .limits import CHUNK_BYTES, LIMITS, MESSAGE_ID_BYTES, Limits
+from .memory import zeros
 from .packing import unpacked
 from .records import check_text, from_proto, parse
 from .wire import malformed
@@ -39,10 +41,10 @@ class Incoming:
         self._limits = limits
         self._records_left = header.records_bytes
         self._payload_left = header.payload_bytes
-        self._records: list[bytes | memoryview] = []
+        self._records = bytearray()
         self._parsed = pb.Records()
         self._heads: deque[pb.ArrayHead] = deque()
-        self._views: list[memoryview] = []
+        self._array = io.BytesIO()
         self._array_left = 0
         self._arrays: list[bytes] = []
         self._records_hash, self._payload_hash = hashlib.sha256(), hashlib.sha256()
@@ -56,7 +58,7 @@ class Incoming:
         return not self._records_left and not self._payload_left
 
     def add(self, chunk: bytes | memoryview) -> None:
-        """Take the next chunk; it is held as it is, so that an array's bytes are copied once."""
+        """Take the next chunk. Nothing of it is held: its bytes are copied to where they belong."""
         try:
             self._add(memoryview(chunk))
         except ChannelError:
@@ -81,13 +83,13 @@ class Incoming:
 
     def _add_records(self, chunk: memoryview) -> None:
         self._records_hash.update(chunk)
-        self._records.append(chunk)
+        self._records += chunk
         self._records_left -= len(chunk)
         if not self._records_left:
             self._open_records()
 
     def _open_records(self) -> None:
-        self._parsed, heads = parse(b"".join(self._records), self._limits)
+        self._parsed, heads = parse(bytes(self._records), self._limits)
         self._records.clear()
         announced = sum(head.bytes for head in heads)
         if announced != self.header.payload_bytes:
@@ -95,31 +97,28 @@ class Incoming:
         if sum(head.bytes << head.is_bfloat16 for head in heads) > self._limits.payload_bytes:
             raise malformed(f"arrays that unpack to more than {self._limits.payload_bytes} bytes")
         self._heads.extend(heads)
-        self._next_array()
+        self._open_array()
+        self._close_arrays()
 
     def _add_payload(self, chunk: memoryview) -> None:
         self._payload_hash.update(chunk)
         self._payload_left -= len(chunk)
         while len(chunk):
-            view = chunk[: self._array_left]
-            self._views.append(view)
-            self._array_left -= len(view)
-            chunk = chunk[len(view) :]
-            if not self._array_left:
-                self._close_array()
+            written = self._array.write(chunk[: self._array_left])
+            self._array_left -= written
+            chunk = chunk[written:]
+            self._close_arrays()
 
-    def _close_array(self) -> None:
-        data = b"".join(self._views)
-        self._views.clear()
-        head = self._heads.popleft()
-        self._arrays.append(unpacked(data) if head.is_bfloat16 else data)
-        self._next_array()
+    def _close_arrays(self) -> None:
+        """Hand on the array that is whole, and the empty ones behind it; make room for the next."""
+        while self._heads and not self._array_left:
+            data, head = self._array.getvalue(), self._heads.popleft()
+            self._arrays.append(unpacked(data) if head.is_bfloat16 else data)
+            self._open_array()
 
-    def _next_array(self) -> None:
-        while self._heads and not self._heads[0].bytes:
-            head = self._heads.popleft()
-            self._arrays.append(unpacked(b"") if head.is_bfloat16 else b"")
+    def _open_array(self) -> None:
         self._array_left = self._heads[0].bytes if self._heads else 0
+        self._array = io.BytesIO(zeros(self._array_left))  # written in place: the only copy
 
     def _finished(self, end: pb.End) -> Parts:
         if self._is_over or not self.is_complete:
@@ -136,7 +135,7 @@ class Incoming:
     def _end(self) -> None:
         self._is_over = True
         self._records.clear()
-        self._views.clear()
+        self._array = io.BytesIO()
         self._heads.clear()
         self._arrays = []
         self._parsed = pb.Records()
