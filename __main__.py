@@ -11,11 +11,14 @@ import typer
 from . import __version__
 from .client.cli import tasks
 from .client.dataset_cli import dataset_app
+from .client.join_cli import join
 from .privacy.audit.cli import audit_app
 from .privacy.audit.recomputed import LowerEstimate
 from .privacy.budget.cli import budget_app
 from .privacy.cli import plan_app
 from .privacy.errors import PlanError, PrivetError
+from .server.federation_cli import federation_app, invite, revoke
+from .server.run_cli import run_app
 from .simulations.cli import simulate
 
 _USAGE, _FAILED = 2, 1
@@ -33,6 +36,11 @@ app.add_typer(plan_app, name="plan")
 app.command()(tasks)
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(budget_app, name="budget")
+app.add_typer(run_app, name="run")
+app.add_typer(federation_app, name="federation")
+app.command()(invite)
+app.command()(join)
+app.command()(revoke)
 
 
 def _further_accountants() -> list[LowerEstimate]:

@@ -23,6 +23,7 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.max_receive_message_length", 16 << 20),  # a page of runs; files come in parts of 1 MiB
 )
+_WRONG_TIME = ("certificate is not yet valid", "certificate has expired")  # BoringSSL's own words
 
 
 def dial(member: Member, clock: Clock = system_clock) -> grpc.Channel:
@@ -72,6 +73,11 @@ def errors_of(address: str) -> Iterator[None]:
 def channel_error(error: grpc.RpcError, address: str) -> ChannelError:
     """What a failed call means, and what to do."""
     code, details = error.code(), " ".join(str(error.details() or "").split())[:300]
+    if code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in _WRONG_TIME):
+        return ChannelError(
+            f"the certificate of {address} is not valid at this machine's time, {system_clock():%Y-%m-%d %H:%M} UTC",
+            "set the clock (NTP); where it is right, ask the coordinator to look at the server's",
+        )
     if code is grpc.StatusCode.UNAVAILABLE:
         return ChannelError(
             f"{address} cannot be reached: {details}", "see that the server runs and that the firewall lets you out"

@@ -102,11 +102,12 @@ class IdentityKey:
     @classmethod
     def of_pem(cls, pem: bytes, path: Path, passphrase: bytes | None = None) -> Self:
         """The key in the content of a file, whose path is for the error alone."""
+        # One variable holds the passphrase of all keys of a home; one that was not encrypted does not need it.
+        is_encrypted = b"ENCRYPTED" in pem
         try:
-            private = serialization.load_pem_private_key(pem, passphrase)
+            private = serialization.load_pem_private_key(pem, passphrase if is_encrypted else None)
         except TypeError:
-            word = "is encrypted" if passphrase is None else "is not encrypted, so it takes no passphrase"
-            raise ChannelError(f"{path}: the key {word}", "--passphrase-file, where there is a passphrase") from None
+            raise ChannelError(f"{path}: the key is encrypted", "--passphrase-file FILE") from None
         except (ValueError, UnsupportedAlgorithm):
             raise ChannelError(
                 f"{path}: not a key that opens with this passphrase", "give the right passphrase, or restore the key"
