@@ -1,12 +1,12 @@
 """The folder of a run: plan, submission, checkpoints, model. What is needed to go on is written first, and whole."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
 
+from ..privacy.channel.files import write_whole
 from ..privacy.envelope import SUBMISSION_BYTES
 from ..privacy.errors import CheckpointError
 from ..privacy.plan import Plan
@@ -70,14 +70,9 @@ class RunFolder:
 
     def _write(self, path: Path, content: bytes) -> None:
         """The file is there with all of its content, also after a power cut, or as it was before."""
-        partial = path.with_name(f".{path.name}.partial")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            write_whole(path, content)
         except OSError as error:
             raise CheckpointError(
                 f"{self.root}: cannot be written: {error.strerror}", "give a folder that can be written"

@@ -6,6 +6,7 @@ What a server says is outside data here: bounded, and stripped of control charac
 import json
 import unicodedata
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,7 +14,8 @@ import grpc
 from ..errors import ChannelError, PrivetError
 from ..signed import SignedSubmission
 from . import privet_pb2 as pb
-from .dial import channel_error
+from .dial import channel_error, dial
+from .member import IDENTITY, Member
 from .services import callable_of
 
 SECONDS = 60.0  # for one call: a page may cost an accountant a second, and a graceful stop of a run is only asked for
@@ -103,6 +105,12 @@ class ControlClient:
             raise _told(error, self._address) from None
 
 
+def control_of(home: Path, passphrase: bytes | None) -> tuple[Member, ControlClient]:
+    """The member whose home this is, and its way to the server, which is dialled at every call."""
+    member = Member.load(home / IDENTITY, passphrase)
+    return member, ControlClient(lambda: dial(member), member.address)
+
+
 def printable(text: str) -> str:
     """The text without control, format and line-breaking characters: a terminal obeys some of them.
 
@@ -147,16 +155,22 @@ def _list(view: View, name: str) -> list[View]:
 
 def _told(error: grpc.RpcError, address: str) -> PrivetError:
     """The server's own words where it said some; else what the failed call means."""
-    for name, value in error.trailing_metadata() or ():
-        if name == _ERROR_KEY and len(value) <= _ERROR_BYTES:
-            try:
-                told = json.loads(value)
-                texts, code = (printable(str(told[key])) for key in ("message", "remedy")), int(told["exit"])
-                if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
-                    return ControlError(*texts, code if code in (1, 2, 3) else 1)
-            except (ValueError, KeyError, TypeError, RecursionError):
-                break
+    status = error.code()
+    if status is not grpc.StatusCode.PERMISSION_DENIED:
+        trailing: Any = error.trailing_metadata() or ()
+        for name, value in trailing:
+            if name == _ERROR_KEY and len(value) <= _ERROR_BYTES and (said := _said(value)):
+                return said
     meant = channel_error(error, address)
-    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+    if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return UnreachableError(meant.message, meant.remedy)
-    return meant
+    return ChannelError(printable(meant.message), meant.remedy)
+
+
+def _said(content: bytes) -> ControlError | None:
+    try:
+        told = json.loads(content)
+        message, remedy, code = printable(str(told["message"])), printable(str(told["remedy"])), int(told["exit"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return ControlError(message, remedy, code if code in (1, 2, 3) else 1)
