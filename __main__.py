@@ -18,6 +18,7 @@ from .privacy.budget.cli import budget_app
 from .privacy.cli import plan_app
 from .privacy.errors import PlanError, PrivetError
 from .server.federation_cli import federation_app, invite, revoke
+from .server.serve_cli import serve
 from .server.run_cli import run_app
 from .simulations.cli import simulate
 
@@ -41,6 +42,7 @@ app.add_typer(federation_app, name="federation")
 app.command()(invite)
 app.command()(join)
 app.command()(revoke)
+app.command("server")(serve)
 
 
 def _further_accountants() -> list[LowerEstimate]:

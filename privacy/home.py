@@ -52,6 +52,26 @@ class Home:
         """Answers that are kept until a server has acknowledged them."""
         return self.root / "answers"
 
+    @property
+    def settings(self) -> Path:
+        """What the institution wrote for its node: pinned operators, allowed apps."""
+        return self.root / "node.toml"
+
+    @property
+    def orders(self) -> Path:
+        """What it told the node by commands: paused, withdrawn runs."""
+        return self.root / "node-orders.json"
+
+    @property
+    def status(self) -> Path:
+        """What the node says of itself, while it runs."""
+        return self.root / "node-status.json"
+
+    @property
+    def logs(self) -> Path:
+        """Local logs of what runs in processes of their own."""
+        return self.root / "logs"
+
     def has_ledger(self) -> bool:
         """Whether anything was declared here."""
         return self.ledger.exists()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from ..privacy.channel import words
 from ..privacy.channel.flower import Run, empty_run, identify_process, run_number
@@ -30,12 +30,16 @@ Fit = Callable[[Iterable[NodeView]], tuple[list[NodeView], dict[str, str]]]
 
 @dataclass(frozen=True, slots=True)
 class GridTerms:
-    """What a run asks over: `largest_answer`: bytes of arrays where a request brings none; `pack`: see frames.py."""
+    """What a run asks over. `largest_answer`: bytes of arrays where a request brings none; `pack`: see frames.py.
+
+    `seal`: the signed submission, for an app whose own messages do not bring it.
+    """
 
     run_id: str
     fit: Fit
     largest_answer: int
     pack: bool = False
+    seal: ConfigRecord | None = None
 
 
 class GrpcGrid(RunGrid):
@@ -153,6 +157,8 @@ class GrpcGrid(RunGrid):
         ask_id = secrets.token_bytes(16)
         message.metadata.__dict__["_message_id"] = ask_id.hex()  # as Flower's own grids set it
         message.metadata.__dict__["_run_id"] = self._run.run_id
+        if self._terms.seal is not None:
+            message.content = RecordDict({**message.content, words.SEAL: self._terms.seal})
         outgoing = encode(
             message,
             message_id=ask_id,

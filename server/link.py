@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import grpc.aio
@@ -42,7 +41,7 @@ ROOM_BYTES = 160 * 2**20
 class Roll(Protocol):
     """The members of the federation, as far as a hub asks: see members.py."""
 
-    def check(self, peer: Peer, now: datetime) -> None:
+    def check(self, peer: Peer, now: float) -> None:
         """Raise ChannelError where the peer may not be connected now."""
         ...
 
@@ -211,7 +210,7 @@ class Hub:
 
     async def _check(self, stream: NodeStream, now: float) -> None:
         try:
-            await asyncio.to_thread(self.roll.check, stream.peer, datetime.fromtimestamp(now, UTC))
+            await asyncio.to_thread(self.roll.check, stream.peer, now)
         except ChannelError as error:
             stream.end(error.message, grpc.StatusCode.PERMISSION_DENIED)
 

@@ -22,7 +22,7 @@ from privet.privacy.channel.member import Member, Membership
 from privet.privacy.errors import ChannelError
 from privet.server.gate import Gate, peer
 from privet.server.link import Hub, HubOptions
-from privet.server.streams_service import streams_handler
+from privet.server.streams_service import streams_handlers
 from privet.server.witnesses import Witnesses
 
 FEDERATION = "hearts"
@@ -65,7 +65,7 @@ class OpenRoll:
         self._numbers: dict[str, int] = {}
         self._denied: set[str] = set()
 
-    def check(self, peer: Peer, now: datetime) -> None:
+    def check(self, peer: Peer, now: float) -> None:
         if peer.key_fingerprint in self._denied:
             raise ChannelError(f"{peer.identity.name} was revoked", "ask the coordinator")
 
@@ -144,7 +144,7 @@ class Server:
 
     async def _start(self) -> None:
         self._server = grpc.aio.server(interceptors=[Gate(self.roll)], options=list(GRPC_OPTIONS))
-        self._server.add_generic_rpc_handlers((streams_handler(self.hub, peer),))
+        self._server.add_generic_rpc_handlers((streams_handlers(self.hub, peer),))
         credentials = server_credentials(lambda: self._presented)
         self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         await self._server.start()
