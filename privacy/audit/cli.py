@@ -1,4 +1,4 @@
-"""`privet audit`: verify a ledger with nothing but its file, a public key and a witness; hand over a public key."""
+"""`privet audit`: verify a ledger with nothing but its file, a public key and a witness; fetch a witness, show a key."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from .replay import Audit, audit_ledger
 
 _MOST_REFUSALS = 20  # lines on a terminal; --json and --report have them all
 _HOME = "PRIVET_HOME"
+_WITNESS_BYTES = 2**30  # of a witness file; a head has some 500 bytes
 
 # Where further accountants come from: privacy knows no torch, so the program's door hands them in.
 FindChecks = Callable[[], Sequence[LowerEstimate]]
@@ -70,6 +71,27 @@ def audit_app(find_checks: FindChecks = tuple) -> typer.Typer:
         folder = home or Path.home() / ".privet"
         public = SigningKey.load(folder / "key.pem", _passphrase(passphrase_file)).public
         print(f"# privet public key {public}\n# fingerprint {fingerprint(public)}\n{pem_of(public)}", end="")
+
+    @app.command("witness")
+    def fetch_witness(
+        node: Annotated[str, typer.Argument(help="The node's name.", metavar="NODE")],
+        out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.", metavar="FILE")],
+        force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+        passphrase_file: Annotated[Path | None, typer.Option(help="The key's passphrase, in a file.")] = None,
+        json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Fetch what the server remembers of a node's ledger, to audit the ledger against it."""
+        from ..channel.control_client import control_of
+        from ..channel.download import check_target, download
+        from ..home import Home
+
+        check_target(out, force)
+        _, client = control_of(Home.of(os.environ).root, _passphrase(passphrase_file))
+        size = download(client.witness(node), out, most=_WITNESS_BYTES, sha256=None, is_forced=force)
+        if json_:
+            print(json.dumps({"node": node, "file": str(out), "bytes": size}))
+        else:
+            print(f"wrote {out}: {size} bytes; next: privet audit ledger FILE --witness {out}")
 
     return app
 
