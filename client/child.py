@@ -52,6 +52,7 @@ class Child:
         self._failures: list[OSError] = []
         self._killed_for: str | None = None
         self._started, self._ended = threading.Event(), threading.Event()
+        self._writer = threading.Thread(target=self._write_down, name="privet-child-log", daemon=True)
         threading.Thread(target=self._live, args=(theirs,), name="privet-child", daemon=True).start()
         self._started.wait()
         if self._failures:
@@ -78,7 +79,7 @@ class Child:
         except TimeoutError:
             self.kill(f"it did not answer within {seconds:g} seconds")
         except PipeError as error:
-            self._end_within(_GRACE_SECONDS, f"it did not keep to the protocol: {error}")
+            self.kill(f"it did not keep to the protocol: {error}")
         except OSError:
             self._end_within(_GRACE_SECONDS, "it closed its socket")
         else:
@@ -131,11 +132,12 @@ class Child:
             return
         finally:
             self._started.set()
-        threading.Thread(target=self._write_down, name="privet-child-log", daemon=True).start()
+        self._writer.start()
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet: the number stays its own
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        self._writer.join(_GRACE_SECONDS)  # unless somebody who left the group holds the log open
         self._ended.set()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # somebody may still wait for an answer

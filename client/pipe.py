@@ -66,7 +66,7 @@ class Pipe:
         self._send([memoryview(_PREFIX.pack(_MARK, len(head), size)), memoryview(head), *bodies], deadline)
 
     def receive(self, deadline: float | None = None) -> Packet | None:
-        """The next packet; None when the other side has ended. Raises PipeError for anything else."""
+        """The next packet; None when the other side has ended. Raises PipeError for what is no packet, else OSError."""
         prefix = bytearray(_PREFIX.size)
         if not self._fill(memoryview(prefix), deadline, may_end=True):
             return None
@@ -112,7 +112,7 @@ class Pipe:
             if not count and may_end and not filled:
                 return False
             if not count:
-                raise PipeError("it ended in the middle of a packet")
+                raise ConnectionError("it ended in the middle of a packet")
             filled += count
         return True
 
