@@ -12,12 +12,14 @@ from . import __version__
 from .client.cli import tasks
 from .client.dataset_cli import dataset_app
 from .client.join_cli import join
+from .client.node_cli import node_app
 from .privacy.audit.cli import audit_app
 from .privacy.audit.recomputed import LowerEstimate
 from .privacy.budget.cli import budget_app
 from .privacy.cli import plan_app
 from .privacy.errors import PlanError, PrivetError
 from .server.federation_cli import federation_app, invite, revoke
+from .server.nodes_cli import list_nodes
 from .server.serve_cli import serve
 from .server.run_cli import run_app
 from .simulations.cli import simulate
@@ -43,6 +45,8 @@ app.command()(invite)
 app.command()(join)
 app.command()(revoke)
 app.command("server")(serve)
+node_app.command("list")(list_nodes)
+app.add_typer(node_app, name="node")
 
 
 def _further_accountants() -> list[LowerEstimate]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
+from ..privacy.channel.member import Member
 from ..privacy.errors import ChannelError
 from .join import Joined, reached
 
@@ -27,12 +28,17 @@ def preflight(joined: Joined, home: Path, devices: tuple[str, ...] = _GPU_FILES)
     """Look at clock, versions, disk, GPU, and whether the main port lets this member in."""
     yield Check("clock", True, f"{joined.clock_difference:+.1f} s from the server's")
     yield Check("versions", True, f"privet {__version__}, Python {platform.python_version()}")
+    yield from place(joined.member, home, devices)
+
+
+def place(member: Member, home: Path, devices: tuple[str, ...] = _GPU_FILES) -> Iterator[Check]:
+    """Look at this machine, and whether the main port lets the member in."""
     free = shutil.disk_usage(home).free
     yield Check("disk", free >= _LEAST_FREE, f"{free / (1 << 30):.1f} GiB free under {home}")
     has_gpu = any(Path(device).exists() for device in devices) or shutil.which("nvidia-smi") is not None
     yield Check("GPU", True, "found" if has_gpu else "none found; training will use the CPU")
-    address = joined.member.address
+    address = member.address
     try:
-        yield Check("main port", True, f"{address} let this member in, {1e3 * reached(joined.member):.0f} ms")
+        yield Check("main port", True, f"{address} let this member in, {1e3 * reached(member):.0f} ms")
     except ChannelError as error:
         yield Check("main port", False, error.message)

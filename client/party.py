@@ -1,0 +1,296 @@
+"""The party behind a node's link: which run is served by what, and what the institution's orders say about it.
+
+The rules:
+1. Nothing is offered but declared data sets whose task is installed, and Flower apps that were allowed by name.
+2. A paused node, or a run that the institution withdrew from, is answered with a code, whoever asks.
+3. A ledger that lacks what the server has witnessed is an older copy: nothing is trained until it was recovered.
+4. The first request of a run brings the signed submission; which data set serves it is looked up here, never sent.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from ..privacy.budget.accounts import AccountBook
+from ..privacy.budget.app_runs import admit_app
+from ..privacy.budget.guard import Guard
+from ..privacy.budget.ledger import system_clock
+from ..privacy.channel import words
+from ..privacy.channel.flower import run_number
+from ..privacy.channel.member import Member
+from ..privacy.errors import BudgetError, Refusal, RefusedError, TaskError
+from ..privacy.home import Home
+from ..privacy.plan_app import AppSubmission, submission_of
+from ..privacy.signed import SignedSubmission
+from .answers import Answers
+from .app import client_app
+from .app_worker import AppReference, AppWorker
+from .link import Asked, Presence
+from .node import Node
+from .offers import Offers
+from .operators import Operators
+from .seat import Seat, Served, Work, refusal, refused
+from .settings import NodeSettings
+from .state import Orders, read_orders
+from .teller import Teller
+from .worker import Workers, WorkerSettings
+
+log = logging.getLogger("privet.node")
+
+_LISTENED = ("train", "evaluate")
+_IDLE_SECONDS = 600.0  # a seat that nobody asks for so long gives its process and its memory back
+
+
+class NodeParty:
+    """What a node serves. See link.Party; the methods below are called from the link, and from the seats' threads."""
+
+    def __init__(
+        self, home: Home, member: Member, passphrase: bytes | None, show: Callable[[], None] = lambda: None
+    ) -> None:
+        self._home = home
+        self._member = member
+        self._passphrase = passphrase
+        self._show = show
+        self.settings = NodeSettings.read(home.settings)
+        self.operators = Operators(member.root, member.identity.federation, lambda: self.settings.operators)
+        self._worker_settings = _worker_settings(self.settings, home.logs)
+        self._workers = Workers(self._worker_settings)
+        self._offers = Offers()
+        self._teller = Teller(member.identity.name, self._open_book)
+        self._seats: dict[str, Seat] = {}
+        self._used: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._behind: RefusedError | None = None
+        self._declared: frozenset[str] = frozenset()
+        self._tasks: dict[str, str] = {}
+        self.orders = Orders()
+        self.state, self.why, self.since = "connecting", "", time.time()
+        self.look()
+
+    # ---- see link.Party ----
+
+    def presence(self) -> Presence:
+        """What is offered now."""
+        return Presence(self.orders.is_paused or self._behind is not None, self._tasks, tuple(self.settings.apps))
+
+    def take(self, asked: Asked) -> None:
+        """Give a request to its run's seat, or answer it with what the orders say."""
+        try:
+            self._check_orders(asked.run_id)
+        except RefusedError as said:
+            asked.answer(refused(asked.message, said, asked.run_id))
+            return
+        with self._lock:
+            if asked.run_id not in self._seats:
+                self._seats[asked.run_id] = Seat(asked.run_id, self._open_served(asked.run_id), self._show)
+            self._used[asked.run_id] = time.monotonic()
+            self._seats[asked.run_id].put(asked)
+
+    def drop(self, ask_id: bytes) -> None:
+        """Nobody waits for this answer; what has begun goes on, and its answer is kept."""
+        for seat in list(self._seats.values()):
+            seat.drop(ask_id)
+
+    def welcomed(self, countersigned: str) -> None:
+        """What the server has witnessed of the ledger."""
+        try:
+            self._teller.hear(countersigned)
+            self._behind = None
+        except RefusedError as behind:
+            if self._behind is None:
+                log.error("%s; try: %s", behind.message, behind.remedy)
+            self._behind = behind
+
+    def stamped(self, message: Message) -> Message:
+        """The answer with the ledger's head as it is now."""
+        return self._teller.stamp(message)
+
+    def deny(self, keys: frozenset[str]) -> None:
+        """Listen to these operators' keys no more."""
+        self.operators.deny(keys)
+
+    def told(self, state: str, why: str = "") -> None:
+        """How the connection stands."""
+        if (state, why) != (self.state, self.why):
+            self.state, self.why, self.since = state, why, time.time()
+        self._show()
+
+    # ---- what the node's own process asks ----
+
+    def look(self) -> bool:
+        """Read orders, settings and declarations anew; whether what is offered has changed."""
+        before = self.presence()
+        self.orders = read_orders(self._home.orders)
+        self.settings = NodeSettings.read(self._home.settings)
+        declared = self._teller.tasks()
+        if declared != self._declared:
+            self._declared, self._tasks = declared, self._offers.versions(sorted(declared))
+        for run_id in self.orders.withdrawn:
+            if run_id in self._seats:
+                self._workers.cancel(run_id, "the institution withdrew")
+        self._close_idle()
+        return self.presence() != before
+
+    def works(self) -> list[Work]:
+        """What the seats are doing."""
+        with self._lock:
+            return [seat.work for seat in self._seats.values()]
+
+    @property
+    def is_behind(self) -> str:
+        """Why nothing is trained, where the ledger is an older copy; else empty."""
+        return self._behind.message if self._behind else ""
+
+    def close(self, timeout: float) -> None:
+        """End what runs: wait so long for what has begun, then end its process. Its attempt is spent."""
+        with self._lock:
+            seats, self._seats = dict(self._seats), {}
+        end = time.monotonic() + timeout
+        for run_id, seat in seats.items():
+            seat.close(max(0.0, end - time.monotonic()))
+            self._workers.cancel(run_id, "the node stops")
+        for seat in seats.values():
+            seat.close(5.0)
+        self._workers.close()
+        self._teller.close()
+
+    # ---- its own ----
+
+    def _check_orders(self, run_id: str) -> None:
+        if self._behind is not None:
+            raise self._behind
+        if run_id in self.orders.withdrawn:
+            raise refusal(Refusal.WITHDRAWN, f"the institution withdrew from run {run_id}")
+        if self.orders.is_paused:
+            raise refusal(Refusal.PAUSED, "the institution has paused its node")
+
+    def _open_book(self) -> AccountBook | None:
+        return self._home.open_book(self._passphrase) if self._home.has_ledger() else None
+
+    def _open_served(self, run_id: str) -> Callable[[Message], Served]:
+        """Makes what serves a run, from its first request."""
+
+        def open_served(message: Message) -> Served:
+            signed = _signed(message)
+            submission = submission_of(signed.submission)
+            if submission.run_id != run_id:
+                raise refusal(Refusal.OTHER_SUBMISSION, f"a submission of run {submission.run_id} in run {run_id}")
+            if isinstance(submission, AppSubmission):
+                return self._app(submission, signed, message.metadata.dst_node_id)
+            return _Training(self._node(submission.plan.dataset), self._workers, run_id, message, self._teller)
+
+        return open_served
+
+    def _node(self, dataset: str) -> Node:
+        accounts = self._open_book()
+        if accounts is None:
+            raise RefusedError(Refusal.UNKNOWN_DATASET, "no data set was declared here", "privet dataset add")
+        guard = Guard(accounts, dataset)
+        return Node(
+            name=self._member.identity.name,
+            source=Path(guard.dataset.path),
+            guard=guard,
+            answers=Answers(self._home.answers),
+            workshop=self._workers,
+            operators=self.operators,
+        )
+
+    def _app(self, submission: AppSubmission, signed: SignedSubmission, node_id: int) -> "_App":
+        name = submission.plan.app.name
+        allowed = self.settings.apps.get(name)
+        if allowed is None:
+            raise RefusedError(
+                Refusal.APP_NOT_ALLOWED,
+                f"app {name} is not allowed here",
+                f"privet node allow-app {name} MODULE:OBJECT",
+            )
+        accounts = self._open_book()
+        if accounts is None:
+            raise BudgetError("an app's run is entered in the ledger, and there is none", "privet dataset add, first")
+        try:
+            now = system_clock()
+            admit_app(accounts, submission, now, self.operators.admitted(signed, now))
+        finally:
+            accounts.ledger.close()
+        reference = AppReference(allowed.client_app, None, allowed.config)
+        worker = AppWorker(reference, submission.run_id, node_id, submission.plan.app.config, self._worker_settings)
+        return _App(worker)
+
+    def _close_idle(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            idle = [
+                run_id
+                for run_id, seat in self._seats.items()
+                if seat.is_idle and now - self._used[run_id] > _IDLE_SECONDS
+            ]
+            closed = [(run_id, self._seats.pop(run_id)) for run_id in idle]
+        for run_id, seat in closed:
+            seat.close()
+            self._workers.finish(run_id)
+
+
+class _Training:
+    """A node that trains for one run, behind Flower's ClientApp."""
+
+    def __init__(self, node: Node, workers: Workers, run_id: str, first: Message, teller: Teller) -> None:
+        self._node = node
+        self._workers = workers
+        self._run_id = run_id
+        self._teller = teller
+        self._app = client_app(lambda _: node)
+        self._context = Context(run_number(run_id), first.metadata.dst_node_id, {}, RecordDict(), {})
+
+    def answer(self, message: Message) -> Message:
+        """The node's reply."""
+        config = message.content.get(words.CONFIG)
+        if (
+            message.metadata.message_type in _LISTENED
+            and isinstance(config, ConfigRecord)
+            and self._teller.countersigned
+        ):
+            config[words.WITNESSED] = self._teller.countersigned
+        return self._app(message, self._context)
+
+    def close(self) -> None:
+        """Let go of process and ledger."""
+        self._workers.finish(self._run_id)
+        self._node.close()
+
+
+class _App:
+    """A Flower app that the institution allowed."""
+
+    def __init__(self, worker: AppWorker) -> None:
+        self._worker = worker
+
+    def answer(self, message: Message) -> Message:
+        """The app's reply, without the submission that came with the request."""
+        message.content = RecordDict({k: v for k, v in message.content.items() if k != words.SEAL})
+        try:
+            return self._worker.answer(message)
+        except TaskError as error:
+            raise RefusedError(Refusal.TASK_FAILED, error.message, error.remedy) from None
+
+    def close(self) -> None:
+        """Let go of its process."""
+        self._worker.close()
+
+
+def _signed(message: Message) -> SignedSubmission:
+    """The signed submission that a request brings: of a training run in its config, of an app's beside its records."""
+    for name in (words.SEAL, words.CONFIG):
+        record = message.content.get(name)
+        if isinstance(record, ConfigRecord) and words.SUBMISSION in record:
+            parts = [record.get(key) for key in (words.SUBMISSION, words.SIGNATURE, words.CERTIFICATES)]
+            if all(isinstance(part, bytes) for part in parts):
+                return SignedSubmission(*parts)  # type: ignore[arg-type]  # each was looked at
+    raise RefusedError(Refusal.MALFORMED_REQUEST, "a request without a signed submission", "ask the coordinator")
+
+
+def _worker_settings(settings: NodeSettings, logs: Path) -> WorkerSettings:
+    return WorkerSettings(logs, settings.node.device, settings.node.threads, memory_bytes=settings.node.memory_bytes)

@@ -1,0 +1,160 @@
+"""node.toml: what an institution wrote for its node: pinned operators, allowed Flower apps, what training may use.
+
+The file is the institution's own: commands change single lines of it, keep its comments, and write it whole or not at
+all. Unknown keys are errors: a misspelt pin must not be a pin that is missing.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, StringConstraints, ValidationError
+
+from ..privacy.channel.files import OWNER_ONLY, write_whole
+from ..privacy.errors import UsageError
+from ..privacy.plan import MOST_OPTIONS, NAME_PATTERN, Name, OptionName, OptionValue, Section
+from ..privacy.toml_file import header_of, problems_of
+
+# A page of text; anything larger was not written by a person.
+SETTINGS_BYTES = 64 * 1024
+MOST_THREADS = 1024
+_REFERENCE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+_MEMORY = re.compile(r"([1-9]\d{0,6}) ?(MiB|GiB)", re.ASCII)
+_UNITS = {"MiB": 2**20, "GiB": 2**30}
+
+Fingerprint = Annotated[StrictStr, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Reference = Annotated[StrictStr, StringConstraints(pattern=_REFERENCE, max_length=200)]
+
+
+class AppSettings(Section):
+    """A Flower app that may be run: where its ClientApp is installed, and the node's own config for it."""
+
+    client_app: Reference
+    config: Annotated[dict[OptionName, OptionValue], Field(max_length=MOST_OPTIONS, default_factory=dict)]
+
+
+class NodeSection(Section):
+    """What a process that trains may use. `memory-limit`: such as "8 GiB"; none where it is not given."""
+
+    threads: Annotated[StrictInt, Field(ge=1, le=MOST_THREADS)] = 1
+    device: Annotated[StrictStr, StringConstraints(pattern=r"^[a-z]{1,16}(:[0-9]{1,3})?$")] = "auto"
+    memory_limit: Annotated[StrictStr, StringConstraints(pattern=rf"^{_MEMORY.pattern}$")] | None = None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The limit in bytes."""
+        found = _MEMORY.fullmatch(self.memory_limit or "")
+        return int(found[1]) * _UNITS[found[2]] if found else None
+
+
+class NodeSettings(BaseModel):
+    """What node.toml says. `operators`: the fingerprint of each pinned operator's key, by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    operators: dict[Name, Fingerprint] = Field(default_factory=dict)
+    apps: dict[Name, AppSettings] = Field(default_factory=dict)
+    node: NodeSection = NodeSection()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The settings in a file, the defaults where there is none; raise UsageError with what is wrong, and where."""
+        return cls._parsed(_text_of(path), path)
+
+    @classmethod
+    def _parsed(cls, text: str, path: Path) -> Self:
+        try:
+            return cls.model_validate(tomllib.loads(text))
+        except ValidationError as error:
+            raise UsageError("; ".join(problems_of(error, cls, text, str(path))), f"mend {path}") from None
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path}: not TOML: {error}", f"mend {path}") from None
+
+
+def pin(path: Path, name: str, fingerprint: str) -> None:
+    """Listen to this operator, with this key and no other; where it was pinned with another, that is replaced."""
+    _check(name, NAME_PATTERN, "an operator's name has lower-case letters, digits, dots and dashes")
+    _check(fingerprint, r"[0-9a-f]{64}", "a fingerprint has 64 hexadecimal digits, in lower case")
+    before = NodeSettings.read(path)
+    text = _with_key(_text_of(path), ("operators",), name, f'"{fingerprint}"')
+    _write(path, text, before.model_copy(update={"operators": {**before.operators, name: fingerprint}}))
+
+
+def unpin(path: Path, name: str) -> None:
+    """Take an operator's pin away; raise UsageError where it has none."""
+    before = NodeSettings.read(path)
+    if name not in before.operators:
+        pinned = ", ".join(before.operators) or "nobody"
+        raise UsageError(f"operator {name!r} is not pinned; pinned: {pinned}", "privet node status")
+    text = _with_key(_text_of(path), ("operators",), name, None)
+    left = {known: key for known, key in before.operators.items() if known != name}
+    _write(path, text, before.model_copy(update={"operators": left}))
+
+
+def allow_app(path: Path, name: str, client_app: str) -> None:
+    """Let a Flower app be run for the federation, under this name."""
+    _check(name, NAME_PATTERN, "an app's name has lower-case letters, digits, dots and dashes")
+    _check(client_app, _REFERENCE, "give the app's ClientApp as MODULE:OBJECT")
+    before = NodeSettings.read(path)
+    config = before.apps[name].config if name in before.apps else {}
+    app = AppSettings.model_validate({"client-app": client_app, "config": config})
+    text = _with_key(_text_of(path), ("apps", name), "client-app", f'"{client_app}"')
+    _write(path, text, before.model_copy(update={"apps": {**before.apps, name: app}}))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(SETTINGS_BYTES + 1)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}", "make it a file that can be read") from None
+    if len(content) > SETTINGS_BYTES:
+        raise UsageError(f"{path}: larger than {SETTINGS_BYTES} bytes", f"mend {path}")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not TOML: it is not UTF-8 text", f"mend {path}") from None
+
+
+def _with_key(text: str, table: tuple[str, ...], key: str, value: str | None) -> str:
+    """The text with a key set in a table, or taken out of it where there is no value; every other line stays."""
+    lines = text.split("\n")
+    spelled = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=")
+    headers = [number for number, line in enumerate(lines) if header_of(line) is not None]
+    start = next((number for number in headers if header_of(lines[number]) == table), None)
+    if start is None:
+        gap = [""] if text.strip() else []
+        lines = [*text.rstrip("\n").split("\n"), *gap] if text.strip() else []
+        return "\n".join([*lines, f"[{'.'.join(map(_spelled, table))}]", f"{_spelled(key)} = {value}", ""])
+    end = next((number for number in headers if number > start), len(lines))
+    found = next((number for number in range(start + 1, end) if spelled.match(lines[number])), None)
+    fresh = [] if value is None else [f"{_spelled(key)} = {value}"]
+    if found is not None:
+        lines[found : found + 1] = fresh
+    else:
+        last = max(number for number in range(start, end) if number == start or lines[number].strip())
+        lines[last + 1 : last + 1] = fresh
+    return "\n".join(lines)
+
+
+def _spelled(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else f'"{key}"'
+
+
+def _write(path: Path, text: str, meant: NodeSettings) -> None:
+    """Write the text, if it says what was meant: a file can be spelled in ways that an edit by lines does not see."""
+    try:
+        is_meant = NodeSettings.model_validate(tomllib.loads(text)) == meant
+    except ValueError:
+        is_meant = False
+    if not is_meant:
+        raise UsageError(f"{path}: spelled in a way that this command cannot change", f"change {path} by hand")
+    write_whole(path, text.encode(), OWNER_ONLY)
+
+
+def _check(given: str, pattern: str, rule: str) -> None:
+    if not re.fullmatch(pattern, given, re.ASCII):
+        raise UsageError(f"{given[:200]!r}: {rule}", "privet node --help")
