@@ -162,16 +162,12 @@ class Node:
         """Who signed, checked in full at a run's first admission; later only that the key was not revoked since."""
         if self._operators is None:
             return None
-        known = self._guard.signer_of(submission)
+        signed = SignedSubmission(request.submission, request.signature, request.certificates)
         try:
-            if known is None:
-                signed = SignedSubmission(request.submission, request.signature, request.certificates)
-                return self._operators.admitted(signed, now)
-            self._operators.check_not_revoked(known.key_fingerprint)
+            return self._operators.signer(signed, self._guard.signer_of(submission), now)
         except RefusedError as refusal:
             self._guard.record(submission, refusal)
             raise
-        return None
 
     def _trainer(self, submission: Submission) -> Trainer:
         if submission.hash not in self._trainers:

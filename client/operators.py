@@ -12,8 +12,13 @@ The rules (DESIGN, section 10):
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
+from ..privacy.budget.accounts import AccountBook
+from ..privacy.budget.app_runs import admit_app
+from ..privacy.budget.book import KnownSigner
+from ..privacy.budget.refusals import record_refusal
 from ..privacy.budget.signer import TRUST_IN_WORDS, Signer, Trust
 from ..privacy.errors import ChannelError, Refusal, RefusedError
+from ..privacy.plan_app import AppSubmission
 from ..privacy.signed import Operator, SignedSubmission, verified
 
 Pins = Callable[[], Mapping[str, str]]  # read at each admission, so that a change holds at once
@@ -44,6 +49,32 @@ class Operators:
         if len(denied) > MOST_DENIED:
             raise ChannelError(f"{len(denied)} revoked keys, allowed are {MOST_DENIED}", "ask the coordinator")
         self._denied = denied
+
+    def signer(self, signed: SignedSubmission, known: KnownSigner | None, now: datetime) -> Signer | None:
+        """Who signed, to be entered with the admission; None where the run was admitted before, and is `known`.
+
+        Raises RefusedError where nobody signed, the institution does not listen to it, or its key was revoked.
+        """
+        if known is None:
+            return self.admitted(signed, now)
+        self.check_not_revoked(known.key_fingerprint)
+        return None
+
+    def admit_app(
+        self, accounts: AccountBook, submission: AppSubmission, signed: SignedSubmission, now: datetime
+    ) -> str:
+        """Enter the run of a Flower app that the institution allowed; give the fingerprint of the key that signed it.
+
+        Raises RefusedError, which stands in the ledger then.
+        """
+        known = accounts.catch_up().signer_of(submission.run_id, submission.hash)
+        try:
+            signer = self.signer(signed, known, now)
+        except RefusedError as refusal:
+            record_refusal(accounts, submission, refusal)
+            raise
+        admit_app(accounts, submission, now, signer)
+        return accounts.book.signers[submission.run_id].key_fingerprint
 
     def admitted(self, signed: SignedSubmission, now: datetime) -> Signer:
         """Who signed, and may ask; raise RefusedError where nobody did, or the institution does not listen to it."""

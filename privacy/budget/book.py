@@ -119,6 +119,11 @@ class Book:
         if fold is not None:
             fold(self, content)
 
+    def signer_of(self, run: str, submission: str) -> KnownSigner | None:
+        """Who signed it, as it was checked at its admission; None where it was not admitted."""
+        known = self.signers.get(run)
+        return known if known is not None and known.submission == submission else None
+
     def refused_on(self, day: str) -> Collection[Refused]:
         """What was refused on a day, the newest that there is; nothing for any other."""
         return self.refused if day == self._refused_on else ()

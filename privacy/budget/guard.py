@@ -96,8 +96,7 @@ class Guard:
 
     def signer_of(self, submission: Submission) -> KnownSigner | None:
         """Who signed it, as the ledger says; None where it was not admitted."""
-        known = self._accounts.catch_up().signers.get(submission.run_id)
-        return known if known is not None and known.submission == submission.hash else None
+        return self._accounts.catch_up().signer_of(submission.run_id, submission.hash)
 
     def admit(self, submission: Submission, now: datetime, signer: Signer | None = None) -> None:
         """Charge the submission in full, once; raise RefusedError and change nothing but the record of it.
