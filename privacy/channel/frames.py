@@ -20,7 +20,7 @@ from . import privet_pb2 as pb
 from .incoming import Incoming, Parts, check_header, to_message, total_digest
 from .limits import CHUNK_BYTES, FRAME_BYTES, GRPC_OPTIONS, INLINE_BYTES, LIMITS, Limits
 from .payload import CHUNK_TAG, Payload, PayloadMemory, arrays_of, chunk_frame
-from .records import to_proto
+from .records import serialize
 from .wire import malformed, read_varint
 
 __all__ = [
@@ -85,7 +85,7 @@ def encode(
     more than the limits.
     """
     payload = payloads.of(message, pack=pack) if payloads else Payload.of(arrays_of(message), pack=pack, keep=False)
-    records = to_proto(message.content, payload.pieces, limits).SerializeToString() if message.has_content() else b""
+    records = serialize(message.content, payload.pieces, limits) if message.has_content() else b""
     header = _header(message, message_id, reply_to, run_id, limits)
     header.payload_bytes = payload.size
     header.records_bytes = len(records) if len(records) <= limits.records_bytes else limits.records_bytes + 1

@@ -22,6 +22,8 @@ from .packing import unpacked
 from .records import check_text, from_proto, parse
 from .wire import malformed
 
+_TOO_LARGE = "send a smaller model"
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -118,7 +120,10 @@ class Incoming:
 
     def _open_array(self) -> None:
         self._array_left = self._heads[0].bytes if self._heads else 0
-        self._array = io.BytesIO(zeros(self._array_left))  # written in place: the only copy
+        try:
+            self._array = io.BytesIO(zeros(self._array_left))  # written in place: the only copy
+        except MemoryError:
+            raise ChannelError(f"no memory for an array of {self._array_left} bytes", _TOO_LARGE) from None
 
     def _finished(self, end: pb.End) -> Parts:
         if self._is_over or not self.is_complete:
@@ -154,7 +159,7 @@ def check_header(header: pb.Header, limits: Limits) -> None:
         raise ChannelError(
             f"a message of {header.records_bytes} and {header.payload_bytes} bytes was announced, allowed are "
             f"{limits.records_bytes} and {limits.payload_bytes}",
-            "send a smaller model",
+            _TOO_LARGE,
         )
     if header.HasField("failure") and (header.records_bytes or header.payload_bytes):
         raise malformed("a failure with a body")

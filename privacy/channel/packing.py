@@ -19,25 +19,27 @@ _PIECE = 2**20  # values: a temporary of that many at a time
 
 def packed(data: bytes) -> tuple[memoryview, memoryview] | None:
     """The header and the upper halves, or None for what is not plain float32 or would lose a bit."""
-    header = _HEADER.match(data)
-    if header is None or header.end() != _header_bytes(data) or (len(data) - header.end()) % 4:
+    start = _values_start(data)
+    if start is None or (len(data) - start) % 4:
         return None
-    halves = np.frombuffer(data, dtype="<u2", offset=header.end())
-    if any(halves[start : start + 2 * _PIECE : 2].any() for start in range(0, len(halves), 2 * _PIECE)):
+    halves = np.frombuffer(data, dtype="<u2", offset=start)
+    if any(halves[at : at + 2 * _PIECE : 2].any() for at in range(0, len(halves), 2 * _PIECE)):
         return None
-    return memoryview(data)[: header.end()], np.ascontiguousarray(halves[1::2]).data.cast("B")
+    return memoryview(data)[:start], np.ascontiguousarray(halves[1::2]).data.cast("B")
 
 
 def unpacked(data: bytes) -> bytes:
     """The array as it was before `packed`. Raises ChannelError for what cannot come from there."""
-    header = _HEADER.match(data)
-    if header is None or header.end() != _header_bytes(data) or (len(data) - header.end()) % 2:
+    start = _values_start(data)
+    if start is None or (len(data) - start) % 2:
         raise malformed("packed values behind no header of float32")
-    halves = np.frombuffer(data, dtype="<u2", offset=header.end())
+    halves = np.frombuffer(data, dtype="<u2", offset=start)
     values = np.zeros(2 * len(halves), dtype="<u2")
     values[1::2] = halves
-    return b"".join((header[0], values.data.cast("B")))
+    return b"".join((data[:start], values.data.cast("B")))
 
 
-def _header_bytes(data: bytes) -> int:
-    return _LENGTH_ENDS + int.from_bytes(data[_LENGTH_ENDS - 2 : _LENGTH_ENDS], "little")
+def _values_start(data: bytes) -> int | None:
+    """Where the values begin, or None where the header is not the one that numpy writes for float32."""
+    end = _LENGTH_ENDS + int.from_bytes(data[_LENGTH_ENDS - 2 : _LENGTH_ENDS], "little")
+    return end if _HEADER.fullmatch(data[:end]) else None

@@ -26,13 +26,20 @@ _LISTS = {"flag": "flags", "integer": "integers", "number": "numbers", "text": "
 _SCHEMA = schema_of(pb.Records)
 
 
-def to_proto(content: RecordDict, pieces: Sequence[Piece], limits: Limits) -> pb.Records:
-    """The records of a message; `pieces` says how each array travels. Raises ChannelError where a value cannot."""
+def serialize(content: RecordDict, pieces: Sequence[Piece], limits: Limits) -> bytes:
+    """The records of a message; `pieces` says how each array travels.
+
+    Raises ChannelError where a value cannot be sent, or where the other end would refuse the whole.
+    """
     ahead = iter(pieces)
     try:
-        return pb.Records(records=[_record(name, record, ahead, limits) for name, record in content.items()])
-    except (TypeError, ValueError, OverflowError) as error:
+        records = pb.Records(records=[_record(name, record, ahead) for name, record in content.items()])
+    except (TypeError, ValueError) as error:
         raise malformed(f"a value that cannot be sent ({type(error).__name__})") from None
+    _check(records, limits)
+    serialized = records.SerializeToString()
+    count_fields(serialized, _SCHEMA, limits.fields)
+    return serialized
 
 
 def parse(data: bytes, limits: Limits) -> tuple[pb.Records, list[pb.ArrayHead]]:
@@ -67,12 +74,7 @@ def check_text(text: str, what: str, most: int) -> None:
         raise malformed(f"a {what} of {len(text)} characters, allowed are {most} printable ones")
 
 
-def _record(
-    name: str, record: ArrayRecord | MetricRecord | ConfigRecord, ahead: Iterator[Piece], limits: Limits
-) -> pb.Record:
-    check_text(name, "name of a record", limits.name_characters)
-    for key in record:
-        check_text(key, "name in a record", limits.name_characters)
+def _record(name: str, record: ArrayRecord | MetricRecord | ConfigRecord, ahead: Iterator[Piece]) -> pb.Record:
     if isinstance(record, ArrayRecord):
         heads = [_head(key, array, next(ahead)) for key, array in record.items()]
         return pb.Record(name=name, arrays=pb.Arrays(arrays=heads))
