@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Federation:
     registrar: Registrar
     clock: TestClock
     lifetime: timedelta = LEAF_LIFETIME
-    handlers: list[grpc.GenericRpcHandler] = field(default_factory=list)
+    main_handlers: tuple[grpc.GenericRpcHandler, ...] = ()  # at the main port, in place of Membership
 
     @property
     def name(self) -> str:
@@ -75,7 +75,7 @@ class Federation:
         """Both servers on loopback, at the addresses that the federation's members know."""
         with _LoopThread() as loop:
             certificate = ServerCertificate(self.home, self.clock, self.lifetime)
-            main = (membership_handlers(self.registrar, self.clock), *self.handlers)
+            main = self.main_handlers or (membership_handlers(self.registrar, self.clock),)
             enrolment = (enrolment_handlers(self.registrar, self.clock),)
             servers = [
                 loop.run(_started(self.home.facts.address, main, certificate, True)),
