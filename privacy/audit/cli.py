@@ -1,4 +1,4 @@
-"""`privet audit`: verify a ledger with nothing but its file, a public key and a witness; fetch a witness, show a key."""
+"""`privet audit`: verify a ledger by nothing but its file, a public key and a witness; fetch a witness, show a key."""
 
 import json
 import os
