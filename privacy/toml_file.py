@@ -63,6 +63,7 @@ class _Place:
 def _place(location: tuple[str, ...], model: Model) -> _Place:
     """The part of a location that the file's reader wrote; behind it pydantic names members of a union, and indices."""
     tables: Model | None = model
+    location = tuple(part for part in location if part != "[key]")  # pydantic's word for a table's own name
     known, names = _names(model), []
     while location and tables is not None:
         name, location = location[0], location[1:]
