@@ -104,6 +104,7 @@ def three() -> list[FakeNode]:
 
 def runs_in(folder: Path, grid: Callable[[], RunGrid] | None = None, **changes: Any) -> Runs:
     """Runs over a database and folders that outlive them, as a server's do. Three nodes unless `grid` says more."""
+    folder.mkdir(parents=True, exist_ok=True)
     engine = open_database(f"sqlite:///{folder / 'server.sqlite'}")
     make = grid or (lambda: LocalRunGrid(three()))
     settings: dict[str, Any] = {
