@@ -15,6 +15,7 @@ from ..privacy.budget.options import AllowNone, AsJson, Filter, PassphraseFile, 
 from ..privacy.budget.statement_text import terms as privacy_terms
 from ..privacy.errors import BudgetError, UsageError
 from ..privacy.home import Home, closed_after, passphrase_from
+from .tasks.installed import installed_task
 
 dataset_app = typer.Typer(help="What an institution offers for training.", no_args_is_help=True)
 
@@ -51,7 +52,7 @@ def add(
     opening = _opening(account, unit, epsilon, delta, filter_name, typical, allow_none)
     dataset = DeclaredDataset(name, task, _real_path(path), declared_size, account or name)
     check_declaration(dataset)
-    _check_task(task)
+    installed_task(task)
     home, passphrase = Home.of(os.environ), passphrase_from(passphrase_file, os.environ)
     opened = home.open_book(passphrase) if opening is None else home.create_book(passphrase)
     with closed_after(opened) as accounts:
@@ -164,12 +165,6 @@ def _real_path(path: Path) -> str:
     if not real.is_file():
         raise UsageError(f"--path {path}: not a file", "--path with the file of the records")
     return str(real)
-
-
-def _check_task(name: str) -> None:
-    from .tasks.registry import load_task
-
-    load_task(name)
 
 
 def _tell_added(dataset: DeclaredDataset, account: Account, is_new: bool, as_json: bool) -> None:

@@ -143,6 +143,10 @@ class Node:
         self._guard.answered(submission, attempt, answer_hash, trainer.done())
         return answer
 
+    def prepare(self, content: bytes) -> None:
+        """Make ready to train what is submitted; no record is read. Raises PrivetError where that fails."""
+        self._trainer(Submission.from_bytes(content))
+
     def standing(self, submission: Submission) -> Standing:
         """What the run has cost here: for the institution's own eyes, and a simulator's."""
         return self._guard.standing(submission)

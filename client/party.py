@@ -7,6 +7,7 @@ The rules:
 4. The first request of a run brings the signed submission; which data set serves it is looked up here, never sent.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -22,7 +23,7 @@ from ..privacy.budget.ledger import system_clock
 from ..privacy.channel import words
 from ..privacy.channel.flower import run_number
 from ..privacy.channel.member import Member
-from ..privacy.errors import BudgetError, Refusal, RefusedError, TaskError
+from ..privacy.errors import BudgetError, PrivetError, Refusal, RefusedError, TaskError
 from ..privacy.home import Home
 from ..privacy.plan_app import AppSubmission, submission_of
 from ..privacy.signed import SignedSubmission
@@ -256,6 +257,12 @@ class _Training:
             config[words.WITNESSED] = self._teller.countersigned
         return self._app(message, self._context)
 
+    def prepare(self, message: Message) -> None:
+        """Start the process that trains as soon as the run is known: at all nodes at once, and not one by one."""
+        if message.metadata.message_type == words.DESCRIBE:
+            with contextlib.suppress(PrivetError):  # told where it is asked for
+                self._node.prepare(_signed(message).submission)
+
     def close(self) -> None:
         """Let go of process and ledger."""
         self._workers.finish(self._run_id)
@@ -275,6 +282,9 @@ class _App:
             return self._worker.answer(message)
         except TaskError as error:
             raise RefusedError(Refusal.TASK_FAILED, error.message, error.remedy) from None
+
+    def prepare(self, message: Message) -> None:
+        """Nothing: an app's process is started by its first request."""
 
     def close(self) -> None:
         """Let go of its process."""

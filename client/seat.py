@@ -29,6 +29,10 @@ class Served(Protocol):
         """The reply. May raise RefusedError, whose code is the reply then."""
         ...
 
+    def prepare(self, message: Message) -> None:
+        """This request was answered: make ready what the next one needs. It may take long, and raises nothing."""
+        ...
+
     def close(self) -> None:
         """Nothing more is asked."""
         ...
@@ -88,6 +92,8 @@ class Seat:
             self.work.answered += 1
             self._changed()
             asked.answer(reply)
+            if self._served is not None and not reply.has_error():
+                self._served.prepare(asked.message)
             del asked, reply
         if self._served is not None:
             self._served.close()

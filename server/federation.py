@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from ..privacy.channel import words
 from ..privacy.channel.arrays import as_record, to_parameters, to_record
 from ..privacy.errors import REFUSAL_CODES, FederationError, Refusal
-from ..privacy.parameters import Parameters, hash_of
+from ..privacy.parameters import Array, Parameters, hash_of
 from ..privacy.submission import Submission
 from . import strategies
 from .aggregation import RunningAverage
@@ -145,11 +145,10 @@ class Federation:
     def _begin(self) -> State:
         """Round 0: the initial model, as two nodes compute it from the task and the public seed; they must agree."""
         model, failures, heard = None, dict[str, str](), 0
-        for name in sorted(self._roster):
-            content = RecordDict({words.CONFIG: self._config(number=0, attempt=1)})
-            message = self._message(self._roster[name].node_id, words.INITIAL, content)
-            for reply in self._ask([message], self._timeout):
-                update = checked_update(reply, like=None)
+        names = sorted(self._roster)
+        while names and heard < _INITIAL_WITNESSES:
+            asked, names = names[: _INITIAL_WITNESSES - heard], names[_INITIAL_WITNESSES - heard :]
+            for name, update in self._initial_models(asked):
                 if isinstance(update, Failure):
                     failures[name] = update.code
                     continue
@@ -159,14 +158,21 @@ class Federation:
                         "install the same version of the task, and of torch, at every node",
                     )
                 model, heard = update, heard + 1
-            if heard == _INITIAL_WITNESSES:
-                break
         if model is None:
             raise FederationError(f"no node could compute the initial model: {_told(failures)}", _SEE_NODES)
         excluded = {name: code for name, code in failures.items() if code not in PASSING}
         state = State(0, model, {}, {}, excluded, ())
         self._checkpoints.save(state)
         return state
+
+    def _initial_models(self, names: list[str]) -> Iterable[tuple[str, dict[str, Array] | Failure]]:
+        by_id = {self._roster[name].node_id: name for name in names}
+        content = RecordDict({words.CONFIG: self._config(number=0, attempt=1)})
+        messages = [self._message(node_id, words.INITIAL, content) for node_id in by_id]
+        for reply in self._ask(messages, self._timeout):
+            name = by_id.pop(reply.metadata.src_node_id, None)
+            if name is not None:
+                yield name, checked_update(reply, like=None)
 
     def _round(self, state: State, number: int) -> State:
         gathered, attempts = self._gather(state, number)

@@ -15,12 +15,13 @@ import math
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
-
-import dp_accounting
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.rdp import RdpAccountant
+from typing import TYPE_CHECKING
 
 from .events import Events, SampledGaussian, merged
+
+if TYPE_CHECKING:  # it brings scipy, a second of import: only where something is computed
+    from dp_accounting import DpEvent
+    from dp_accounting.rdp import RdpAccountant
 
 # Width of a cell of the privacy loss grid. Coarser than dp-accounting's 1e-4 by design: at most 0.004 more epsilon,
 # 8 times faster (over the pairs in tests/privacy/budget/test_accounting.py). Part of every recorded charge.
@@ -33,8 +34,6 @@ _LARGEST_EXPONENT = 700.0  # of e in a double, with room to spare
 EPSILON_DIGITS = Decimal("0.000001")
 
 ACCOUNTANT = "PLD, dp-accounting, grid 1e-3"
-
-_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
 def epsilon_of(events: Events, delta: float) -> float:
@@ -78,8 +77,11 @@ def renyi_divergences(events: Events, orders: Sequence[int]) -> list[float]:
     return [float(divergence) for divergence in _rdp(merged(events), orders).rdp]
 
 
-def _rdp(events: Events, orders: Sequence[int]) -> RdpAccountant:
-    accountant = RdpAccountant(orders=list(orders), neighboring_relation=_RELATION)
+def _rdp(events: Events, orders: Sequence[int]) -> "RdpAccountant":
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(orders=list(orders), neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
     for event in events:
         accountant.compose(_dp_event(event), event.count)
     return accountant
@@ -113,7 +115,11 @@ def shown(epsilon: float | Decimal) -> str:
 def _pld_epsilon(events: Events, delta: float) -> float:
     if not events:
         return 0.0
-    accountant = PLDAccountant(_RELATION, value_discretization_interval=PLD_GRID)
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import PLDAccountant
+
+    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    accountant = PLDAccountant(relation, value_discretization_interval=PLD_GRID)
     for event in events:
         accountant.compose(_dp_event(event), event.count)
     return float(accountant.get_epsilon(delta))
@@ -127,11 +133,13 @@ def _renyi_of_order_2(event: SampledGaussian) -> float:
     return event.count * math.log1p(event.sampling_rate**2 * math.expm1(exponent))
 
 
-def _dp_event(event: SampledGaussian) -> dp_accounting.DpEvent:
-    gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
+def _dp_event(event: SampledGaussian) -> "DpEvent":
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+
+    gaussian = GaussianDpEvent(event.noise_multiplier)
     if event.sampling_rate == 1:
         return gaussian
-    return dp_accounting.PoissonSampledDpEvent(event.sampling_rate, gaussian)
+    return PoissonSampledDpEvent(event.sampling_rate, gaussian)
 
 
 def _check_delta(delta: float) -> None:
