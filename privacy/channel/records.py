@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from . import privet_pb2 as pb
 from .limits import Limits
 from .payload import Piece
-from .wire import count_fields, malformed, schema_of
+from .wire import check_fields, malformed, schema_of
 
 _METRIC_KINDS = frozenset({"integer", "number", "integers", "numbers"})
 _SCALARS: tuple[tuple[type, str], ...] = (
@@ -38,13 +38,13 @@ def serialize(content: RecordDict, pieces: Sequence[Piece], limits: Limits) -> b
         raise malformed(f"a value that cannot be sent ({type(error).__name__})") from None
     _check(records, limits)
     serialized = records.SerializeToString()
-    count_fields(serialized, _SCHEMA, limits.fields)
+    check_fields(serialized, _SCHEMA, limits.fields)
     return serialized
 
 
 def parse(data: bytes, limits: Limits) -> tuple[pb.Records, list[pb.ArrayHead]]:
     """The records and the heads of their arrays, in order. Raises ChannelError for anything that breaks a rule."""
-    count_fields(data, _SCHEMA, limits.fields)
+    check_fields(data, _SCHEMA, limits.fields)
     try:
         records = pb.Records.FromString(data)
     except DecodeError:

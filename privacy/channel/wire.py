@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from ..errors import ChannelError
 
-_FIXED64, _DELIMITED, _VARINT = 1, 2, 0
+_VARINT, _FIXED64, _DELIMITED = 0, 1, 2
 _LONGEST_VARINT = 10
 
 # The first byte of each field that may stand in a message -> the fields of the message in it, or None.
@@ -25,9 +25,9 @@ def schema_of(message: type[Message]) -> Schema:
     return _schema(message.DESCRIPTOR.fields)
 
 
-def count_fields(data: bytes, schema: Schema, most: int) -> int:
-    """The fields in a message and in the messages in it. Raises ChannelError: unknown, cut short, above `most`."""
-    return most - _walk(data, 0, len(data), schema, most)
+def check_fields(data: bytes, schema: Schema, most: int) -> None:
+    """Raise ChannelError where a field, also of a message within, is unknown, cut short, or one above `most`."""
+    _walk(data, 0, len(data), schema, most)
 
 
 def read_varint(data: bytes | memoryview, position: int, end: int) -> tuple[int, int]:
