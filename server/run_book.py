@@ -1,4 +1,4 @@
-"""The book of runs: what was submitted, how far it is, what happened to it. Every entry is durable when it returns.
+"""The book of runs: what was submitted, how far it is, what happened to it. A state is durable when it is entered.
 
     submitted -> waiting <-> running -> finished
                     |           |-----> failed ------------> submitted again (resume)
@@ -7,7 +7,8 @@
 The rules:
 1. A change of state and the event that tells it stand in one transaction. `MAY_FOLLOW` says what may follow what, and
    the database itself compares: two who change a run at once cannot both succeed.
-2. The book is for people. Where a run stands is what its newest checkpoint says; `round` here may lag behind it.
+2. The book is for people. Where a run stands is what its newest checkpoint says; `round` here may lag behind it. So
+   what is told of a round outlives the process and not a power cut, after which it is told again (training_run.py).
 3. A submission is kept as it was signed. The same bytes again are no news; others under the same run id are refused.
 """
 
@@ -45,6 +46,11 @@ from .run_record import ENDED, MAY_FOLLOW, NewRun, RunError, RunEvent, RunRecord
 BODY_BYTES = 1024 * 1024  # of an event: a round of some ten thousand nodes
 MOST_LISTED = 1000  # runs, or events, in one answer
 _NAME = 64
+# What makes commits wait for no disk, and what makes them wait again. Either way a commit outlives the process.
+_HURRY = {
+    "sqlite": ("PRAGMA synchronous = NORMAL", "PRAGMA synchronous = FULL"),
+    "postgresql": ("SET synchronous_commit = off", "SET synchronous_commit = on"),
+}
 
 
 class _Run(Base):
@@ -171,13 +177,13 @@ class RunBook:
         round_number: int | None = None,
         standing: Mapping[str, Any] | None = None,
     ) -> None:
-        """Enter an event that changes no state, with the round and the standing that it leads to."""
+        """Enter an event that changes no state, with the round and the standing it leads to. It waits for no disk."""
         changes: dict[str, Any] = {}
         if round_number is not None:
             changes["round"] = round_number
         if standing is not None:
             changes["standing"] = _json(standing)
-        if not self._change(run_id, _Run.run_id == run_id, changes, kind, body):
+        if not self._change(run_id, _Run.run_id == run_id, changes, kind, body, is_durable=False):
             raise self._unknown(run_id)
 
     def events(self, run_id: str, after: int = 0) -> list[RunEvent]:
@@ -195,13 +201,15 @@ class RunBook:
         changes: dict[str, Any],
         kind: str,
         body: Mapping[str, Any],
+        *,
+        is_durable: bool = True,
     ) -> bool:
         """Change the run and enter the event, both or none; False where no run is as `only_if` says.
 
         The update comes first: it takes the row's lock, so that the event's number is nobody else's.
         """
         change = update(_Run).where(_Run.run_id == run_id, only_if).values(events=_Run.events + 1, **changes)
-        with self._transaction() as connection:
+        with self._transaction(is_durable) as connection:
             number = connection.execute(change.returning(_Run.events)).scalar_one_or_none()
             if number is not None:
                 self._enter(connection, run_id, number, kind, body)
@@ -238,9 +246,9 @@ class RunBook:
         return time_text(self._clock())
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def _transaction(self, is_durable: bool = True) -> Iterator[Connection]:
         try:
-            with self._engine.begin() as connection:
+            with self._engine.connect() as connection, _hurried(connection, not is_durable), connection.begin():
                 yield connection
         except IntegrityError:
             raise  # a key that is there already: for who entered it to understand
@@ -259,6 +267,22 @@ def time_text(moment: datetime) -> str:
     '2026-11-22T12:00:00.000Z'
     """
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@contextmanager
+def _hurried(connection: Connection, is_hurried: bool) -> Iterator[None]:
+    """Commits wait for no disk. The connection goes back to its pool as it came."""
+    if not is_hurried:
+        yield
+        return
+    hurry, rest = _HURRY[connection.dialect.name]
+    connection.exec_driver_sql(hurry)
+    connection.commit()
+    try:
+        yield
+    finally:
+        connection.exec_driver_sql(rest)
+        connection.commit()
 
 
 def _json(body: Mapping[str, Any]) -> str:
