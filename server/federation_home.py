@@ -9,6 +9,7 @@ server.sqlite                      members and runs
 """
 
 import json
+import logging
 import threading
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -25,7 +26,9 @@ from ..privacy.channel.files import read_file, write_whole
 from ..privacy.channel.identities import Certificate, Identity, IdentityKey, Role
 from ..privacy.channel.member import RENEWED_AT
 from ..privacy.channel.token import checked_address, host_and_port
-from ..privacy.errors import ChannelError, EnrolmentError
+from ..privacy.errors import ChannelError, EnrolmentError, PrivetError
+
+log = logging.getLogger("privet.server")
 
 FEDERATION = "federation"  # the folder in the coordinator's home
 SERVER = "server"  # the server's own name
@@ -140,12 +143,16 @@ class ServerCertificate:
     def presented(self) -> Presented:
         """The key, the chain with the root at its end, and the root; the same object until the next renewal.
 
-        The root is in the chain because whoever joins knows only its fingerprint.
+        The root is in the chain because whoever joins knows only its fingerprint. A renewal that fails is logged, and
+        tried again at the next connection: what there is stays good for a third of its life.
         """
         with self._lock:
             begin, end = self._leaf.not_before, self._leaf.not_after
             if self._clock() >= begin + RENEWED_AT * (end - begin):
-                self._renewed()
+                try:
+                    self._renewed()
+                except (PrivetError, OSError) as error:
+                    log.error("the server's certificate could not be renewed: %s", error)
             return self._presented
 
     def _renewed(self) -> None:

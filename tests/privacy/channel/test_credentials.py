@@ -24,6 +24,7 @@ from privet.privacy.channel.credentials import peer_of
 from privet.privacy.channel.identities import Identity, IdentityKey, Role
 from privet.privacy.channel.services import handlers_of
 from privet.privacy.errors import ChannelError
+from privet.server.federation_home import ServerCertificate
 
 SECONDS = 10.0
 
@@ -255,3 +256,13 @@ def test_server_renews_its_certificate_while_it_runs(tmp_path: Path) -> None:
         assert server_serial(address, tmp_path / "both.pem") == after
         leave(b"", timeout=SECONDS)
         call(federation, grpc.ssl_channel_credentials(federation.home.root, key.pem(), chain))
+
+
+def test_server_that_cannot_renew_goes_on_with_what_it_has(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its issuer came to an end, or its disk is full."""
+    federation = make_federation(tmp_path / "coordinator")
+    certificate = ServerCertificate(federation.home, federation.clock)
+    before = certificate.presented()
+    federation.clock.shift = timedelta(days=366)
+    assert certificate.presented() is before
+    assert "the issuer's certificate expired" in caplog.text
