@@ -23,7 +23,10 @@ _LONGEST_TEXT = 2000
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """`logs`: a folder. `seconds`: a request may take. `memory_bytes`: a process may write to. `environment`: added."""
+    """`logs`: a folder. `seconds`: a request may take. `memory_bytes`: a process may write to. `environment`: added.
+
+    `module`: what the process runs.
+    """
 
     logs: Path
     device: str = "auto"
@@ -31,16 +34,14 @@ class WorkerSettings:
     seconds: float | None = None
     memory_bytes: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    module: str = "privet.client.workshop"
 
 
 class Served:
     """A process that serves one thing. It is started when it is needed, and again when it was lost."""
 
-    def __init__(
-        self, name: str, opening: Mapping[str, Any], settings: WorkerSettings, module: str = "privet.client.workshop"
-    ) -> None:
+    def __init__(self, name: str, opening: Mapping[str, Any], settings: WorkerSettings) -> None:
         self._name = name
-        self._module = module
         self._opening = {**opening, "memory_bytes": settings.memory_bytes, "threads": settings.threads}
         self._settings = settings
         self._child: Child | None = None
@@ -111,7 +112,7 @@ class Served:
             try:
                 settings = self._settings
                 path = settings.logs / f"{self._name}.log"
-                child = self._child = Child(self._module, path, settings.threads, settings.environment)
+                child = self._child = Child(settings.module, path, settings.threads, settings.environment)
             except ChildEndedError as error:
                 raise self._lost(error) from None
         log.info("%s: process %d started", self._name, child.pid)

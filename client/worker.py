@@ -91,6 +91,7 @@ class Worker:
         if draw.is_seeded and self.submission.claim is not None:
             raise ValueError("a private run draws from the operating system")
         self._using(self)
+        self._done = {}
         answer = self.served.ask(Packet({"ask": what, "seed": draw.seed, "labels": draw.labels}, parameters))
         done = answer.head.get("done")
         if not isinstance(done, dict) or len(done) > _MOST_FACTS or not all(map(_is_fact, done.items())):
@@ -100,6 +101,7 @@ class Worker:
 
     def _broken(self, what: str) -> TaskError:
         self.served.cancel(what)
+        self._done = {}
         return TaskError(f"its process answered wrongly: {what}", "see the run's local log")
 
 

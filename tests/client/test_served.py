@@ -31,8 +31,10 @@ def make(tmp_path: Path) -> Iterator[Make]:
     made: list[Served] = []
 
     def make(name: str = "run-1", seconds: float | None = LONG, memory: int | None = None, **head: object) -> Served:
-        settings = WorkerSettings(tmp_path / "logs", seconds=seconds, memory_bytes=memory, environment=ENVIRONMENT)
-        made.append(Served(name, head, settings, module="odd_child"))
+        settings = WorkerSettings(
+            tmp_path / "logs", seconds=seconds, memory_bytes=memory, environment=ENVIRONMENT, module="odd_child"
+        )
+        made.append(Served(name, head, settings))
         return made[-1]
 
     yield make
@@ -338,7 +340,7 @@ import sys
 from pathlib import Path
 from privet.client.pipe import Packet
 from privet.client.served import Served, WorkerSettings
-served = Served("run-1", {{}}, WorkerSettings(Path({logs!r}), environment={environment!r}), module="odd_child")
+served = Served("run-1", {{}}, WorkerSettings(Path({logs!r}), environment={environment!r}, module="odd_child"))
 served.open()
 print(served.pid, flush=True)
 served.ask(Packet({{"do": {deed!r}, "fifo": {fifo!r}}}))
