@@ -16,7 +16,7 @@ class Roster:
     """The nodes of one run. What a node says of itself is believed where the channel says nothing else."""
 
     def __init__(self) -> None:
-        self.refused: dict[str, str] = {}
+        self._refused: dict[int, tuple[str, str]] = {}
         self._members: dict[str, Member] = {}
         self._settled: set[int] = set()
         self._unanswered: dict[int, int] = {}
@@ -29,6 +29,11 @@ class Roster:
 
     def __getitem__(self, name: str) -> Member:
         return self._members[name]
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Who will not take part, and the code of the reason."""
+        return dict(self._refused.values())
 
     def members(self) -> list[Member]:
         """All who take part."""
@@ -52,11 +57,11 @@ class Roster:
         if before is not None and before.node_id in set(present):
             raise FederationError(f"two nodes call themselves {answer.name}", "give each node its own name")
         self._settled.add(node_id)
-        self.refused.pop(answer.name, None)
+        self._refused.pop(node_id, None)
         self._members[answer.name] = answer
 
     def _refuse(self, node_id: int, name: str, code: str) -> None:
-        self.refused[name] = code
+        self._refused[node_id] = name, code
         if code == NO_ANSWER:
             self._unanswered[node_id] = self._unanswered.get(node_id, 0) + 1
         elif code not in PASSING:

@@ -27,6 +27,7 @@ class FakeNode:
     train: Trained | None = None
     initial: float = 0.0
     accuracy: float = 0.5
+    describe: Callable[[Message], RecordDict | str] | None = None
     asked: list[tuple[str, int, int]] = field(default_factory=list)
 
     def trained(self, model: dict[str, np.ndarray], number: int, attempt: int) -> RecordDict | str:
@@ -47,6 +48,9 @@ def grid_of(nodes: Sequence[FakeNode], fault: Fault | None = None) -> LocalGrid:
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
         node = by_id[context.node_id]
+        said = node.describe(message) if node.describe else ""
+        if said:
+            return Message(Error(words.REFUSED, said) if isinstance(said, str) else said, reply_to=message)
         facts = ConfigRecord({words.NAME: node.name, words.DECLARED_SIZE: node.declared_size})
         return Message(RecordDict({words.CONFIG: facts}), reply_to=message)
 
