@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, PlainValidator, StrictStr, StringConstraints, ValidationError
 
 from ..plan import NAME_PATTERN
+from ..signed import CERTIFICATES_BYTES
 
 _AMOUNT = re.compile(r"[0-9]{1,15}(\.[0-9]{1,330})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 # Amounts above are no epsilon, delta, divergence or noise that anyone means, and would cost precision in sums.
@@ -204,12 +205,35 @@ class Witnessed(Body):
     server_signature: Signature
 
 
-class Refused(Body):
-    """A submission or request that was refused."""
+class OperatorChecked(Body):
+    """Who signed the submission that is charged, or the app that is run, in the next entry."""
 
     run: Name
     submission: Hash
-    dataset: Name
+    operator: Name
+    key_fingerprint: Hash
+    signature: Annotated[str, StringConstraints(strict=True, pattern=r"^([0-9a-f]{2}){8,72}$")]
+    certificates: Annotated[str, StringConstraints(strict=True, max_length=CERTIFICATES_BYTES)]
+    trust: Literal["pinned", "coordinator"]
+    checked: Moment
+
+
+class AppRan(Body):
+    """A Flower app that was run and makes no claim."""
+
+    run: Name
+    submission: Hash
+    plan: StrictStr
+    app: Name
+
+
+class Refused(Body):
+    """A submission or request that was refused. `app`: in place of a data set."""
+
+    run: Name
+    submission: Hash
+    dataset: Name | None = None
+    app: Name | None = None
     operator: Name
     code: StrictStr
     why: StrictStr
@@ -226,6 +250,8 @@ KINDS: dict[str, type[Body]] = {
     "close": Closed,
     "dataset": DatasetAdded,
     "dataset-removed": DatasetRemoved,
+    "operator": OperatorChecked,
+    "app": AppRan,
     "charge": Charged,
     "recovered-charge": RecoveredCharge,
     "recovered": Recovered,

@@ -27,8 +27,8 @@ class ChargeAuditor:
         self._recomputation = recomputation
         self._findings = findings
 
-    def audit(self, entry: int, time: str, body: Charged) -> None:
-        """Check a charge against its plan and its account, and spend it."""
+    def audit(self, entry: int, time: str, body: Charged) -> Submission | None:
+        """Check a charge against its plan and its account, and spend it; give its submission, if that can be read."""
         submission = self._submission(entry, body)
         account = self._history.accounts.get(body.account)
         if submission is not None:
@@ -40,9 +40,9 @@ class ChargeAuditor:
             self._check_account(entry, body, account)
         self._check_dataset(entry, body)
         # A run that was charged before a restore and again after it is recovered beside itself: both were spent.
-        if body.run in self._history.runs and not isinstance(body, RecoveredCharge):
-            first = self._history.runs[body.run].entry
-            self._findings.add(entry, "charged-twice", f"run {body.run} was charged in entry {first}")
+        first = (self._history.runs.get(body.run) or self._history.apps.get(body.run)) if _is_new(body) else None
+        if first is not None:
+            self._findings.add(entry, "charged-twice", f"run {body.run} was admitted in entry {first.entry}")
         if isinstance(body, RecoveredCharge):
             self._history.recovered[body.run, body.submission] += 1
         if body.run not in self._history.runs:
@@ -52,6 +52,7 @@ class ChargeAuditor:
         if account is not None:
             _spend(account, body, entry)
             account.mark(entry, time, body.run)
+        return submission
 
     def _submission(self, entry: int, body: Charged) -> Submission | None:
         text = body.plan.encode()
@@ -160,6 +161,10 @@ class ChargeAuditor:
         if dataset.declared_size != body.declared_size:
             why = f"declared size {body.declared_size}; data set {body.dataset} declares {dataset.declared_size}"
             self._findings.add(entry, "terms", why)
+
+
+def _is_new(body: Charged) -> bool:
+    return not isinstance(body, RecoveredCharge)
 
 
 def _excess(account: Account, body: Charged) -> str:

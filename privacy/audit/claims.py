@@ -5,6 +5,7 @@ and holds if the schedule was fixed in advance. Every epsilon comes with its del
 ledger's: it is worth something only where the audit found no violation.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
@@ -13,7 +14,8 @@ from typing import Any
 from ..budget.accounting import epsilon_of, rounded_up, shown
 from ..budget.charge import executed_events
 from ..budget.events import RELATION, Events
-from .history import Account, Dataset, History, Raise, Run
+from ..budget.signer import TRUST_IN_WORDS
+from .history import Account, App, Dataset, History, Raise, Refusal, Run, Signed
 from .recomputed import LARGEST_RECOMPUTED
 from .replay import Audit
 from .violations import shortened
@@ -64,6 +66,7 @@ class RunClaim:
     requests_begun: int
     answers: int
     entry: int
+    signed: Signed | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ class Claims:
     purpose: str | None
     owner: str | None
     accounts: tuple[AccountClaim, ...]
+    apps: tuple[App, ...]
     releases: int
     refusals: int
     assumed: tuple[str, ...]
@@ -119,6 +123,7 @@ def claims_of(audit: Audit) -> Claims:
         purpose=opening.purpose if opening else None,
         owner=opening.owner if opening else None,
         accounts=tuple(_account(account, history, executed) for account in history.accounts.values()),
+        apps=tuple(history.apps.values()),
         releases=len(history.releases),
         refusals=len(history.refusals),
         assumed=ASSUMED,
@@ -185,6 +190,8 @@ def as_json(audit: Audit, claims: Claims) -> dict[str, Any]:
         "violation_counts": dict(audit.counts),
         "notes": list(audit.notes),
         "accounts": [_plain(asdict(account)) for account in claims.accounts],
+        "operators_checked_to_root": audit.is_root_given,
+        "apps": [asdict(app) for app in claims.apps],
         "releases": [_plain(asdict(release)) for release in audit.history.releases],
         "refused": [
             {"entry": refusal.entry, "time": refusal.time, **refusal.told.model_dump()}
@@ -242,6 +249,7 @@ def _run(run: Run, executed: "_Executed") -> RunClaim:
         requests_begun=begun,
         answers=len(run.answered),
         entry=run.entry,
+        signed=run.signed,
     )
 
 
@@ -286,6 +294,30 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Decimal) else value
 
 
+def operator_lines(audit: Audit) -> Sequence[str]:
+    """Who asked for runs, with which key, a line for each; and whether that key leads to the federation's root."""
+    history = audit.history
+    signed = [*(run.signed for run in history.runs.values()), *(app.signed for app in history.apps.values())]
+    told = Counter((found.operator, found.key_fingerprint, found.trust) for found in signed if found is not None)
+    chain = "certificate checked up to the given root" if audit.is_root_given else "chain not checked: no --root"
+    return [
+        f"operator {operator}: {count} run{'s' if count != 1 else ''}, key {key}, {TRUST_IN_WORDS[trust]}; {chain}"
+        for (operator, key, trust), count in told.items()
+    ]
+
+
+def app_lines(apps: Sequence[App], most: int) -> Sequence[str]:
+    """The Flower apps that were run, a line each, the newest last."""
+    left = len(apps) - most
+    return [
+        *([f"app: {left} more before these"] if left > 0 else []),
+        *(
+            f"app {app.app}: run {app.run} of {app.operator}: made no claim; what it read is not accounted for"
+            for app in apps[-most:]
+        ),
+    ]
+
+
 def refusal_lines(history: History, most: int) -> Sequence[str]:
     """What was refused and why, a line each, the newest last."""
     newest = history.refusals[-most:]
@@ -293,9 +325,15 @@ def refusal_lines(history: History, most: int) -> Sequence[str]:
     return [*([f"refused: {left} more before these"] if left else []), *(_refusal(newest))]
 
 
-def _refusal(refusals: Iterable[Any]) -> list[str]:
+def subject_of(refusal: Refusal) -> str:
+    """What was asked for: a data set or an app."""
+    told = refusal.told
+    return f"data set {told.dataset}" if told.dataset is not None else f"app {told.app}"
+
+
+def _refusal(refusals: Iterable[Refusal]) -> list[str]:
     return [
-        f"refused: run {refusal.told.run} of {refusal.told.operator}, data set {refusal.told.dataset}: "
+        f"refused: run {refusal.told.run} of {refusal.told.operator}, {subject_of(refusal)}: "
         f"{refusal.told.code}: {shortened(' '.join(refusal.told.why.split()))}"
         for refusal in refusals
     ]

@@ -13,12 +13,12 @@ from rich.progress import Progress
 
 from ..budget.keys import SigningKey
 from ..errors import PrivetError, UsageError
-from .claims import TRUST, as_json, claims_of, refusal_lines, sentences, verdict
-from .keyfile import fingerprint, pem_of, read_public_key
+from .claims import TRUST, app_lines, as_json, claims_of, operator_lines, refusal_lines, sentences, verdict
+from .keyfile import fingerprint, pem_of, read_public_key, read_root
 from .recomputed import LowerEstimate
 from .replay import Audit, audit_ledger
 
-_MOST_REFUSALS = 20  # lines on a terminal; --json and --report have them all
+_MOST_LINES = 20  # of a kind, on a terminal; --json and --report have them all
 _HOME = "PRIVET_HOME"
 _WITNESS_BYTES = 2**30  # of a witness file; a head has some 500 bytes
 
@@ -39,14 +39,24 @@ def audit_app(find_checks: FindChecks = tuple) -> typer.Typer:
         file: Annotated[Path, typer.Argument(help="The ledger's file.", metavar="FILE")],
         witness: Annotated[Path | None, typer.Option(help="The server's witness file of this node.")] = None,
         key: Annotated[Path | None, typer.Option(help="The institution's public key: PEM or 64 hex digits.")] = None,
+        root: Annotated[
+            Path | None, typer.Option(help="The federation's root certificate (identity/root.pem).")
+        ] = None,
         report: Annotated[Path | None, typer.Option(help="Write a page for a data protection officer.")] = None,
         json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
-        """Replay a ledger: chain, signatures, witness, every charge, plan against execution; say what it claims."""
-        _check_report(report, (file, witness, key))
+        """Replay a ledger: chain, signatures, operators, every charge, plan against execution; say what it claims."""
+        _check_report(report, (file, witness, key, root))
         public = read_public_key(key) if key else None
         with _progress() as progress:
-            audit = audit_ledger(file, public_key=public, witness=witness, progress=progress, checks=find_checks())
+            audit = audit_ledger(
+                file,
+                public_key=public,
+                witness=witness,
+                root=read_root(root) if root else None,
+                progress=progress,
+                checks=find_checks(),
+            )
         claims = claims_of(audit)
         if report is not None:
             from .report import write_report
@@ -107,9 +117,11 @@ def _lines(audit: Audit) -> list[str]:
     for account in claims.accounts:
         lines += sentences(account)
     lines += [
+        *operator_lines(audit),
+        *app_lines(claims.apps, _MOST_LINES),
         f"trust: {TRUST}",
         f"released: {claims.releases} answers",
-        *refusal_lines(audit.history, _MOST_REFUSALS),
+        *refusal_lines(audit.history, _MOST_LINES),
         f"accountants: PLD, RDP as upper bound{', PRV as lower estimate' if audit.checks else ''}",
         *(f"assumed: {words}" for words in claims.assumed),
         *(f"excluded: {words}" for words in claims.excluded),

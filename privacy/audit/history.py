@@ -6,6 +6,7 @@ Accounts, data sets, runs, refusals, each with the entry and the time that it ca
 from collections import Counter
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Literal
 
 from ..submission import Submission
 from .bodies import Opened, Refused
@@ -105,6 +106,28 @@ class Release:
     versions: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """The operator who signed for a run. `trust`: `pinned` by the institution, or its `coordinator` was believed."""
+
+    entry: int
+    operator: str
+    key_fingerprint: str
+    trust: Literal["pinned", "coordinator"]
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A Flower app that was run: nothing is known of what it read. `signed`: None in a simulation."""
+
+    entry: int
+    time: str
+    run: str
+    app: str
+    operator: str
+    signed: Signed | None
+
+
 @dataclass(slots=True)
 class Run:
     """A submission that was charged. `submission`: None where its plan could not be read."""
@@ -123,6 +146,7 @@ class Run:
     entry: int
     time: str
     accountant: str | None
+    signed: Signed | None = None
     is_recovered: bool = False
     released: int | None = None
     begun: dict[Key, str] = field(default_factory=dict)
@@ -150,6 +174,7 @@ class History:
     every_dataset: list[Dataset] = field(default_factory=list)
     owners: dict[tuple[str, str], str] = field(default_factory=dict)  # (path, unit) -> account, for good
     runs: dict[str, Run] = field(default_factory=dict)
+    apps: dict[str, App] = field(default_factory=dict)  # by run
     releases: list[Release] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     recovered: Counter[tuple[str, str]] = field(default_factory=Counter)  # (run, submission) of recovered charges

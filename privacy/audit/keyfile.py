@@ -1,9 +1,12 @@
-"""An institution's public key, handed over in a file: PEM, or 64 hexadecimal digits. A private key is refused."""
+"""What an auditor is handed in files: an institution's public key (PEM, or 64 hexadecimal digits; a private key is
+refused), and the root certificate of its federation.
+"""
 
 import hashlib
 import re
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -37,6 +40,22 @@ def read_public_key(path: Path) -> str:
     if not isinstance(key, Ed25519PublicKey):
         raise LedgerError(f"{path}: not an Ed25519 key", _REMEDY)
     return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
+
+
+def read_root(path: Path) -> bytes:
+    """The federation's root certificate in the file (PEM); raise LedgerError where it holds none."""
+    remedy = "give identity/root.pem of the institution's folder, compared with the coordinator's fingerprint"
+    if not path.is_file():
+        raise LedgerError(f"{path}: no such file", remedy)
+    with path.open("rb") as file:
+        content = file.read(LARGEST_KEY_FILE + 1)
+    try:
+        if len(content) > LARGEST_KEY_FILE:
+            raise ValueError("larger than a root certificate")
+        x509.load_pem_x509_certificate(content)
+    except (ValueError, UnsupportedAlgorithm):
+        raise LedgerError(f"{path}: not a certificate in PEM", remedy) from None
+    return content
 
 
 def pem_of(public: str) -> str:

@@ -16,6 +16,7 @@ from .bodies import (
     KINDS,
     AccountOpened,
     Answered,
+    AppRan,
     Begun,
     Body,
     Charged,
@@ -25,6 +26,7 @@ from .bodies import (
     Lost,
     MalformedBodyError,
     Opened,
+    OperatorChecked,
     Raised,
     Recovered,
     Refused,
@@ -36,6 +38,7 @@ from .chain import Chain
 from .charges import ChargeAuditor
 from .declarations import DeclarationAuditor
 from .history import History, Refusal
+from .operators import OperatorAuditor
 from .reading import LedgerFile, opened
 from .recomputed import LowerEstimate, Recomputation
 from .rounds import RoundAuditor
@@ -51,6 +54,7 @@ class Audit:
     """What an audit found. `violations` holds at most 1000 of each code, `counts` knows how many there are.
 
     `public_key`: what the signatures were checked against; `is_key_given`: whether it came from outside of the file.
+    `is_root_given`: whether operators' certificates were checked up to the federation's root.
     `witness`: None where none was given. `checks`: how many accountants besides PLD and RDP looked at each charge.
     """
 
@@ -59,6 +63,7 @@ class Audit:
     head: Entry | None
     public_key: str | None
     is_key_given: bool
+    is_root_given: bool
     witness: WitnessFound | None
     checks: int
     history: History
@@ -82,16 +87,18 @@ def audit_ledger(
     *,
     public_key: str | None = None,
     witness: Path | None = None,
+    root: bytes | None = None,
     progress: Progress | None = None,
     checks: Sequence[LowerEstimate] = (),
 ) -> Audit:
     """Replay a ledger; raise LedgerError where the file is not one, or of a newer format.
 
     `public_key`: the institution's, 64 hexadecimal digits, got from the institution and not from the file.
+    `root`: the federation's root certificate (PEM), which operators' certificates must lead to.
     `checks`: further accountants, each a lower estimate of epsilon by (events, delta).
     """
     with opened(path) as file:
-        replay = _Replay(file, public_key, witness, checks)
+        replay = _Replay(file, public_key, witness, root, checks)
         replay.run(progress or (lambda done, total: None))
     chain, findings = replay.chain, replay.findings
     found = replay.witness.finish(chain.hashes, chain.public)
@@ -101,6 +108,7 @@ def audit_ledger(
         head=chain.head,
         public_key=chain.public,
         is_key_given=public_key is not None,
+        is_root_given=root is not None,
         witness=found,
         checks=len(checks),
         history=replay.history,
@@ -112,7 +120,12 @@ def audit_ledger(
 
 class _Replay:
     def __init__(
-        self, file: LedgerFile, given: str | None, witness: Path | None, checks: Sequence[LowerEstimate]
+        self,
+        file: LedgerFile,
+        given: str | None,
+        witness: Path | None,
+        root: bytes | None,
+        checks: Sequence[LowerEstimate],
     ) -> None:
         self.findings, self.history = Findings(), History()
         named = _named_key(file)
@@ -120,6 +133,7 @@ class _Replay:
         self._total, self._given = file.count, given
         self._declarations = DeclarationAuditor(self.history, self.findings)
         self._charges = ChargeAuditor(self.history, Recomputation(checks), self.findings)
+        self._operators = OperatorAuditor(root, self.history, self.findings)
         self._rounds = RoundAuditor(self.history, self.findings)
         self.witness = WitnessAuditor(witness, self.history, self.findings)
 
@@ -128,6 +142,7 @@ class _Replay:
             self._read(entry)
             if number % _PROGRESS_EVERY == 0:
                 progress(number, self._total)
+        self._operators.finish()
         if self.history.opening is None:
             self.findings.add(None, "opening", "the ledger has no opening: it does not say whose it is")
         progress(self._total, self._total)
@@ -158,7 +173,11 @@ class _Replay:
             case DatasetRemoved():
                 self._declarations.dataset_removed(entry, body)
             case Charged():
-                self._charges.audit(entry, time, body)
+                self._operators.charge(entry, body, self._charges.audit(entry, time, body))
+            case OperatorChecked():
+                self._operators.operator(entry, time, body)
+            case AppRan():
+                self._operators.app(entry, time, body)
             case Released():
                 self._rounds.release(entry, time, body)
             case Begun():

@@ -21,7 +21,7 @@ from ..budget.accounting import ACCOUNTANT, shown
 from ..page.drawing import Caption
 from ..page.pages import rendered
 from .charts import Point, budget_chart
-from .claims import TRUST, AccountClaim, Claims, verdict
+from .claims import TRUST, AccountClaim, Claims, operator_lines, verdict
 from .history import Account
 from .keyfile import fingerprint
 from .replay import Audit
@@ -65,6 +65,9 @@ def _view(audit: Audit, claims: Claims) -> dict[str, object]:
         ],
         "releases": history.releases[:MOST_LISTED],
         "releases_left": len(history.releases[MOST_LISTED:]),
+        "apps": claims.apps[-MOST_LISTED:],
+        "apps_left": max(0, len(claims.apps) - MOST_LISTED),
+        "operators": [line.removeprefix("operator ") for line in operator_lines(audit)[:MOST_OPEN]],
         "refusals": history.refusals[-MOST_LISTED:],
         "refusals_left": max(0, len(history.refusals) - MOST_LISTED),
         "most_open": MOST_OPEN,

@@ -28,6 +28,8 @@ CODES = {
     "accountants": "two accountants that contradict each other on a charge",
     "delta-too-large": "a delta that is not below one over the declared size",
     "unit": "a plan whose unit the account does not offer",
+    "unsigned": "a run of a deployment without the operator who signed for it",
+    "operator": "an operator whose signature, name, key, certificate or time does not hold",
     "charged-twice": "a run that was charged more than once",
     "account-exceeded": "a charge that the account could not pay",
     "account-void": "a charge to an account that was void",

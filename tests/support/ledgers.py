@@ -14,13 +14,19 @@ from privet.privacy.budget.events import SampledGaussian
 from privet.privacy.budget.guard import Attempt, Guard
 from privet.privacy.budget.keys import SigningKey
 from privet.privacy.budget.ledger import Entry, Ledger
+from privet.privacy.budget.signer import Signer
 from privet.privacy.budget.witness import Head, Witness
+from privet.privacy.channel.identities import IdentityKey
 from privet.privacy.errors import RefusedError
 from privet.privacy.plan_file import parse_plan
+from privet.privacy.signed import PURPOSE
 from privet.privacy.submission import Submission, resolve
+from signers import Authority
 
 Row = tuple[Any, ...]
 START = datetime(2026, 3, 1, 9, tzinfo=UTC)
+FEDERATION = Authority("f", START)
+ALICE = IdentityKey.generate()  # the operator of every submission here
 PLAN = """
 [run]
 name = "study"
@@ -94,11 +100,17 @@ class Institution:
         return resolve(plan, federation="f", run_id=run, operator="alice", now=self.clock.moment)
 
     def admit(self, submission: Submission) -> bool:
+        signer = self.signer(submission.canonical) if self.purpose == "deployment" else None
         try:
-            Guard(self.accounts, submission.plan.dataset).admit(submission, self.clock.moment)
+            Guard(self.accounts, submission.plan.dataset).admit(submission, self.clock.moment, signer)
         except RefusedError:
             return False
         return True
+
+    def signer(self, content: bytes) -> Signer:
+        """Alice, who signed these bytes, with a certificate that was valid then."""
+        chain = FEDERATION.party("alice", key=ALICE, at=self.clock.moment).chain
+        return Signer("alice", ALICE.fingerprint, ALICE.sign(PURPOSE, content), chain, "coordinator", self.clock.moment)
 
     def train(self, submission: Submission, round_: int, stage: Any = "train") -> None:
         guard = Guard(self.accounts, submission.plan.dataset)
@@ -125,8 +137,27 @@ class Institution:
         Guard(self.accounts, "ward").keep_witnessed(countersigned)
 
     def forge(self, kind: str, body: dict[str, Any]) -> int:
-        """An entry that no guard wrote: chained and signed all the same. Gives its number."""
+        """An entry that no guard wrote: chained and signed all the same. Gives its number.
+
+        Before a charge stands the operator who signed for it, as it should be.
+        """
+        if kind == "charge" and self.purpose == "deployment":
+            self.forge("operator", self.operator_body(body["run"], body["submission"], body["plan"].encode()))
         return self.ledger.append(kind, body).sequence
+
+    def operator_body(self, run: str, digest: str, content: bytes) -> dict[str, str]:
+        """What an honest node would write of Alice."""
+        told = self.signer(content)
+        return {
+            "run": run,
+            "submission": digest,
+            "operator": told.operator,
+            "key_fingerprint": told.key_fingerprint,
+            "signature": told.signature.hex(),
+            "certificates": told.certificates.decode(),
+            "trust": told.trust,
+            "checked": self.clock.moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
 
     def rows(self) -> list[Row]:
         return rows_of(self.path)
