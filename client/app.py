@@ -20,7 +20,7 @@ log = logging.getLogger("privet.node")
 _APP_RAISED = 2  # Flower's own code for a ClientApp that raised
 _APP_FAILED = "app-failed"
 
-Stage = Literal["initial", "train", "evaluate"]
+Stage = Literal["describe", "initial", "train", "evaluate"]
 Handler = Callable[[Node, Message], RecordDict]
 
 
@@ -57,7 +57,10 @@ def _answered(node: Node, handler: Handler, message: Message) -> Message:
         return Message(Error(words.REFUSED, refusal.code.value), reply_to=message)
 
 
-def _describe(node: Node, _: Message) -> RecordDict:
+def _describe(node: Node, message: Message) -> RecordDict:
+    config = message.content.get(words.CONFIG)
+    if isinstance(config, ConfigRecord) and words.SUBMISSION in config:
+        node.consider(_request("describe", message))
     facts: dict[str, str | int] = {words.NAME: node.name, words.DECLARED_SIZE: node.dataset.declared_size}
     return RecordDict({words.CONFIG: ConfigRecord({**facts})})
 

@@ -37,12 +37,12 @@ log = logging.getLogger("privet.node")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """What a server asks of a node; no `parameters` for `initial`. `witnessed`: the head that it countersigned last.
+    """What a server asks of a node; `parameters` to train and to evaluate. `witnessed`: the head that it countersigned last.
 
     `signature`, `certificates`: of the operator, over `submission`; empty in a simulation.
     """
 
-    stage: Literal["initial", "train", "evaluate"]
+    stage: Literal["describe", "initial", "train", "evaluate"]
     submission: bytes
     round: int
     attempt: int
@@ -120,12 +120,8 @@ class Node:
 
     def answer(self, request: Request) -> Answer:
         """Carry out a request, or raise RefusedError with the code that may leave."""
-        try:
-            submission = Submission.from_bytes(request.submission)
-        except PrivetError as error:
-            raise _malformed(error.message) from None
+        submission, now = self._received(request), self._clock()
         self._check_ours(submission)
-        now = self._clock()
         signer = self._signer(submission, request, now)
         trainer = self._trainer(submission)
         if request.stage == "initial":
@@ -143,6 +139,13 @@ class Node:
         self._guard.answered(submission, attempt, answer_hash, trainer.done())
         return answer
 
+    def consider(self, request: Request) -> None:
+        """Say beforehand what `answer` would: raise RefusedError for a run that will not be admitted. Charges nothing."""
+        submission, now = self._received(request), self._clock()
+        self._check_ours(submission)
+        self._signer(submission, request, now)
+        self._guard.consider(submission, now)
+
     def prepare(self, content: bytes) -> None:
         """Make ready to train what is submitted; no record is read. Raises PrivetError where that fails."""
         self._trainer(Submission.from_bytes(content))
@@ -154,6 +157,12 @@ class Node:
     def close(self) -> None:
         """Let go of the ledger; the node answers nothing more."""
         self._guard.close()
+
+    def _received(self, request: Request) -> Submission:
+        try:
+            return Submission.from_bytes(request.submission)
+        except PrivetError as error:
+            raise _malformed(error.message) from None
 
     def _check_ours(self, submission: Submission) -> None:
         asked, ours = submission.plan, self.dataset
@@ -212,8 +221,8 @@ class Node:
 
 
 def _attempt(request: Request, submission: Submission) -> Attempt:
-    if request.stage == "initial":
-        raise ValueError("the initial model is computed, not attempted")
+    if request.stage not in ("train", "evaluate"):
+        raise ValueError(f"{request.stage} is no attempt")
     if not (request.round >= 1 and request.attempt >= 1):
         raise _malformed(f"round {request.round}, attempt {request.attempt}")
     digest = hashlib.sha256(f"{submission.hash}/{request.stage}/{request.round}/{request.attempt}/".encode())

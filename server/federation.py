@@ -108,6 +108,11 @@ class Federation:
         self._roster = Roster()
         self._encoded: tuple[Parameters, ArrayRecord] | None = None
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """Who will not take part, by name, and the code of the reason: asked again when the run is resumed."""
+        return {name: code for name, code in self._roster.refused.items() if code in REFUSAL_CODES}
+
     def run(self) -> State:
         """The last round's state. Raises FederationError when fewer than `min-nodes` can go on."""
         self._call_roll()
@@ -130,7 +135,7 @@ class Federation:
         """Who is there, by name: every node that has come since says its name and declared size, or why it will not."""
         present = list(self._grid.get_node_ids())
         asked = set(self._roster.strangers(present))
-        content = RecordDict({words.CONFIG: ConfigRecord({**self._submitted})})
+        content = RecordDict({words.CONFIG: self._config(number=0, attempt=1)})
         messages = [self._message(node_id, words.DESCRIBE, content) for node_id in sorted(asked)]
         for reply in self._ask(messages, self._patience):
             node_id = reply.metadata.src_node_id

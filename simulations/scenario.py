@@ -5,6 +5,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
 from functools import cached_property
 from importlib.metadata import version
@@ -109,9 +110,17 @@ class Scenario:
                 self.views.add(view)
                 watch(view)
 
-            state = Federation(self.submission, grid, checkpoints, look, witnesses_in(self.ledgers)).run()
+            federation = Federation(
+                self.submission,
+                grid,
+                checkpoints,
+                look,
+                witnesses_in(self.ledgers),
+                name_of=lambda node_id: by_id[node_id].name,
+            )
+            state = federation.run()
         self.folder.write_model(self.submission, state)
-        return state
+        return replace(state, excluded=federation.refused | state.excluded)
 
     def close(self) -> None:
         """Let go of the ledgers: only then is each one file that can be copied and audited."""

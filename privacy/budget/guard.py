@@ -120,6 +120,20 @@ class Guard:
             self._accounts.catch_up()
         self._accounts.note_progress()
 
+    def consider(self, submission: Submission, now: datetime) -> None:
+        """Raise RefusedError where `admit` would, and enter that; charge nothing."""
+        try:
+            with self._accounts.transaction():
+                self._accounts.catch_up()
+                if self._admitted(submission) is None:
+                    self._release_expired(now)
+                    self.weigh(submission, now)
+        except RefusedError as refusal:
+            self.record(submission, refusal)
+            raise
+        finally:
+            self._accounts.catch_up()
+
     def weigh(self, submission: Submission, now: datetime) -> Charge:
         """What the submission would cost; raise RefusedError where it would not be admitted. Changes nothing."""
         dataset = self.dataset

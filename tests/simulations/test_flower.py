@@ -130,7 +130,7 @@ def test_another_plan_in_a_begun_folder_is_refused(make_plan: Make, tmp_path: Pa
 def test_another_number_of_partitions_than_nodes_is_told(
     make_plan: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(FederationError, match="0 nodes describe itself"):
+    with pytest.raises(FederationError, match="0 nodes say who they are"):
         flwr_run(make_plan(), tmp_path, nodes=4)
     assert "partition 0 of 4, the plan simulates 3 nodes; try: flwr run --federation-config" in caplog.text
 
