@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from privet.client.child import Child, environment_of
 from privet.client.logs import LocalLog
-from privet.client.pipe import Packet
+from privet.client.pipe import Packet, Pipe
 from privet.client.served import Served, WorkerSettings
 from privet.privacy.errors import TaskError
 
@@ -146,7 +146,14 @@ def test_end_of_a_process_is_reaped_and_logged_with_its_reason(make: Make, caplo
     assert "run-1: its process is gone: it was killed by signal 9: out of memory?" in caplog.text
 
 
-@pytest.mark.parametrize(("deed", "trace"), [("raise", "RuntimeError: patient 17"), ("segfault", "Segmentation fault")])
+DEEDS_AND_TRACES = [
+    ("raise", "RuntimeError: patient 17"),
+    ("segfault", "Segmentation fault"),
+    ("print and die", "last words"),
+]
+
+
+@pytest.mark.parametrize(("deed", "trace"), DEEDS_AND_TRACES)
 def test_traceback_of_a_crash_stands_in_the_local_log(make: Make, tmp_path: Path, deed: str, trace: str) -> None:
     with pytest.raises(TaskError):
         do(make(), deed)
@@ -198,6 +205,7 @@ def test_process_gets_no_secret_and_no_socket_but_its_own(make: Make, monkeypatc
     assert seen["environment"]["PATH"] == os.environ["PATH"]
     assert len(seen["descriptors"]) == 1
     assert seen["descriptors"][0] >= 200
+    assert seen["core"] == 0, "a core file would hold records"
     assert int(seen["score"]) > int(Path("/proc/self/oom_score_adj").read_text())
 
 
@@ -338,7 +346,7 @@ def test_two_runs_at_once_do_not_wait_for_each_other(make: Make, tmp_path: Path)
 PARENT = """
 import sys
 from pathlib import Path
-from privet.client.pipe import Packet
+from privet.client.pipe import Packet, Pipe
 from privet.client.served import Served, WorkerSettings
 served = Served("run-1", {{}}, WorkerSettings(Path({logs!r}), environment={environment!r}, module="odd_child"))
 served.open()
@@ -360,6 +368,38 @@ def test_process_ends_with_its_parent(tmp_path: Path, deed: str, number: int) ->
             os.kill(parent.pid, number)
             parent.wait(LONG)
             assert is_gone(pid)
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_process_ends_with_its_socket(tmp_path: Path, busy: bool) -> None:
+    """Whatever the system does about orphans."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = by_hand(theirs, os.getpid())
+    pipe, path = Pipe(ours), fifo(tmp_path)
+    pipe.send(Packet({"memory_bytes": None}))
+    assert pipe.receive() is not None
+    pipe.send(Packet({"do": "wait" if busy else "echo", "fifo": str(path)}))
+    if busy:
+        with path.open():
+            pipe.close()
+            assert process.wait(LONG) == 0
+    else:
+        assert pipe.receive() is not None
+        pipe.close()
+        assert process.wait(LONG) == 0
+
+
+def test_process_whose_parent_is_another_ends_at_once() -> None:
+    """Its parent died before the system could be asked to end it with its parent."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert by_hand(theirs, os.getppid()).wait(LONG) == 1
+
+
+def by_hand(end: socket.socket, parent: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "odd_child", str(end.fileno()), str(parent)]
+    return subprocess.Popen(command, pass_fds=(end.fileno(),), env={**os.environ, **ENVIRONMENT})
 
 
 def test_process_outlives_the_thread_that_asked_for_it(make: Make) -> None:

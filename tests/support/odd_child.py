@@ -5,6 +5,7 @@ Every deed ends, or waits for the test without a clock: a FIFO that the test ope
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -38,6 +39,9 @@ def opened(head):
             case "segfault":
                 ctypes.string_at(0)
             case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "print and die":
+                print("last words")
                 os.kill(os.getpid(), signal.SIGKILL)
             case "print":
                 os.write(1, b"printed to 1\n")
@@ -80,6 +84,7 @@ def opened(head):
                         "descriptors": _sockets(),
                         "score": Path("/proc/self/oom_score_adj").read_text(),
                         "path": sys.path,
+                        "core": resource.getrlimit(resource.RLIMIT_CORE)[0],
                     }
                 )
             case "hog":
