@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..privacy.budget.ledger import Clock
-from ..privacy.channel.authority import LEAF_LIFETIME, IssuingAuthority, RootAuthority
+from ..privacy.channel.authority import LEAF_LIFETIME, SCRYPT_COST, IssuingAuthority, RootAuthority
 from ..privacy.channel.credentials import Presented
 from ..privacy.channel.files import read_file, write_whole
 from ..privacy.channel.identities import Certificate, Identity, IdentityKey, Role
@@ -71,20 +71,20 @@ class FederationHome:
         return cls(folder, facts)
 
     @classmethod
-    def create(cls, folder: Path, facts: FederationFacts, now: datetime, passphrase: bytes) -> Self:
+    def create(
+        cls, folder: Path, facts: FederationFacts, now: datetime, passphrase: bytes, cost: int = SCRYPT_COST
+    ) -> Self:
         """A new federation: root, issuer and the server's key. federation.json comes last: with it the folder is whole.
 
-        `passphrase`: encrypts the root's key, and is never empty. Raises EnrolmentError where one is there already.
+        `passphrase`: encrypts the root's key, hardened at this cost. Raises EnrolmentError where one is there already.
         """
-        if not passphrase:
-            raise ValueError("the root's key is encrypted")
         if (folder / "root.pem").exists():
             raise EnrolmentError(f"{folder}: there is a federation already", "$PRIVET_HOME with another folder")
         root = RootAuthority.create(facts.name, now)
         home = cls(folder, facts)
         root.issuer(now).save(folder / "issuing.pem", folder / "issuing-key.pem")
         IdentityKey.generate().save(folder / "server-key.pem")
-        root.save(folder / "root.pem", home.root_key, passphrase)
+        root.save(folder / "root.pem", home.root_key, passphrase, cost)
         write_whole(folder / "federation.json", json.dumps(asdict(facts), indent=2).encode() + b"\n")
         return home
 

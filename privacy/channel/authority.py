@@ -4,11 +4,16 @@
     issuer    1 year, path length 0: it certifies parties and cannot make further issuers
     party     24 hours, renewed at two thirds
 
+The root's key may lie for years where somebody finds it, and PKCS 8 hardens a passphrase by 2,048 rounds alone. So the
+passphrase goes through scrypt first (RFC 7914); its cost and salt stand in the file's first line.
+
 Every certificate begins a few minutes before it was made (`BACKDATED`): the party's clock may be a little behind the
 server's. Serials are random (RFC 5280, section 4.1.2.2).
 """
 
 import ipaddress
+import re
+import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,10 +23,11 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from cryptography.x509.oid import NameOID
 
 from ..errors import ChannelError
-from .files import read_file, write_whole
+from .files import OWNER_ONLY, read_file, read_private, write_whole
 from .identities import LONGEST_NAME, USAGE, Identity, IdentityKey, Role, federation_of, p256
 
 ROOT_LIFETIME = timedelta(days=3650)
@@ -29,6 +35,9 @@ ISSUER_LIFETIME = timedelta(days=365)
 LEAF_LIFETIME = timedelta(hours=24)
 BACKDATED = timedelta(minutes=10)
 LARGEST_CSR = 4096  # bytes; one of ours takes about 200
+SCRYPT_COST = 1 << 16  # N of scrypt with r 8 and p 1: 64 MiB and some tenths of a second for each guess
+_MOST_COST = 1 << 20  # 1 GiB: no file makes this program take more
+_HARDENED = re.compile(rb"scrypt ([0-9]{1,7}) ([0-9a-f]{32})\n")
 _PEM = serialization.Encoding.PEM
 _RESTORE = "restore the federation's folder from its backup"
 
@@ -52,11 +61,7 @@ class _Authority:
     @classmethod
     def load(cls, certificate: Path, key: Path, passphrase: bytes | None = None) -> Self:
         """The authority in two files; raise ChannelError where they are none."""
-        try:
-            parsed = x509.load_pem_x509_certificate(read_file(certificate, _RESTORE))
-        except (ValueError, UnsupportedAlgorithm):
-            raise ChannelError(f"{certificate}: not a certificate", _RESTORE) from None
-        return cls(IdentityKey.load(key, passphrase), parsed)
+        return cls(IdentityKey.load(key, passphrase), _certificate(certificate))
 
     def save(self, certificate: Path, key: Path, passphrase: bytes | None = None) -> None:
         """Write both, the key first: a certificate without its key would be of no use."""
@@ -75,6 +80,27 @@ class RootAuthority(_Authority):
         builder = _builder(name, name, key.private.public_key(), now, lifetime)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
         return cls(key, _signed(_with_authority_bits(builder, key), key))
+
+    @classmethod
+    def load(cls, certificate: Path, key: Path, passphrase: bytes | None = None) -> Self:
+        """The root in two files, opened with its passphrase."""
+        content = read_private(key, _RESTORE)
+        hardened = _HARDENED.match(content)
+        if hardened is None or int(hardened[1]) > _MOST_COST:
+            raise ChannelError(f"{key}: not a root's key", _RESTORE)
+        if not passphrase:
+            raise ChannelError(f"{key}: the key is encrypted", "--passphrase-file FILE")
+        password = _hardened(passphrase, int(hardened[1]), bytes.fromhex(hardened[2].decode()))
+        return cls(IdentityKey.of_pem(content, key, password), _certificate(certificate))
+
+    def save(self, certificate: Path, key: Path, passphrase: bytes | None = None, cost: int = SCRYPT_COST) -> None:
+        """Write both; a root's key is never written without a passphrase. `cost`: N of scrypt, a power of 2."""
+        if not passphrase:
+            raise ValueError("a root's key is encrypted")
+        salt = secrets.token_bytes(16)
+        head = f"scrypt {cost} {salt.hex()}\n".encode()
+        write_whole(key, head + self._key.pem(_hardened(passphrase, cost, salt)), OWNER_ONLY)
+        write_whole(certificate, self.pem)
 
     @property
     def fingerprint(self) -> bytes:
@@ -123,6 +149,21 @@ class IssuingAuthority(_Authority):
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_key_usage(is_authority=False), critical=True)
         return _signed(_identified(builder, self._key), self._key).public_bytes(_PEM) + self.pem
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(read_file(path, _RESTORE))
+    except (ValueError, UnsupportedAlgorithm):
+        raise ChannelError(f"{path}: not a certificate", _RESTORE) from None
+
+
+def _hardened(passphrase: bytes, cost: int, salt: bytes) -> bytes:
+    """The password of the root's PEM file, hexadecimal: with it, openssl opens the key without privet."""
+    try:
+        return Scrypt(salt=salt, length=32, n=cost, r=8, p=1).derive(passphrase).hex().encode()
+    except ValueError:
+        raise ChannelError(f"a root's key with a scrypt cost of {cost}, which is none", _RESTORE) from None
 
 
 def key_in_csr(csr_der: bytes) -> ec.EllipticCurvePublicKey:

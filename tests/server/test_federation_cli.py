@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +21,24 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("PRIVET_PASSPHRASE", raising=False)
     (tmp_path / "pass").write_text("a passphrase\n")
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a federation, made once: hardening the root's passphrase takes its time."""
+    folder = tmp_path_factory.mktemp("example")
+    (folder / "pass").write_text("a passphrase\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRIVET_HOME", str(folder / "home"))
+        assert init(folder / "home") == 0
+    return folder / "home"
+
+
+@pytest.fixture
+def federation(home: Path, example: Path) -> Path:
+    """A home of one's own with that federation."""
+    shutil.copytree(example, home)
+    return home
 
 
 def init(home: Path, *more: str) -> int:
@@ -82,9 +101,7 @@ def test_init_with_what_cannot_be_meant(home: Path, arguments: list[str], capsys
     assert not home.exists()
 
 
-def test_invitation_prints_the_token_alone(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert init(home) == 0
-    capsys.readouterr()
+def test_invitation_prints_the_token_alone(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, role, name in (
         (["st-marys"], Role.NODE, "st-marys"),
         (["--operator", "alice"], Role.OPERATOR, "alice"),
@@ -99,9 +116,7 @@ def test_invitation_prints_the_token_alone(home: Path, capsys: pytest.CaptureFix
         assert token.text() not in said.err
 
 
-def test_invitation_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert init(home) == 0
-    capsys.readouterr()
+def test_invitation_as_json(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["invite", "st-marys", "--valid", "2", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert Token.of(said["token"]).name == "st-marys"
@@ -124,9 +139,9 @@ def test_invitation_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> N
         ["--operator", "coordinator"],
     ],
 )
-def test_invitation_that_cannot_be_meant(home: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert init(home) == 0
-    capsys.readouterr()
+def test_invitation_that_cannot_be_meant(
+    federation: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["invite", *arguments]) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -142,8 +157,7 @@ def test_command_where_there_is_no_federation(
     assert not home.exists()
 
 
-def test_members_are_listed_and_revoked(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert init(home) == 0
+def test_members_are_listed_and_revoked(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["invite", "st-marys"]) == 0
     assert run(["revoke", "coordinator", "--because", "a successor"]) == 0
     capsys.readouterr()
@@ -157,43 +171,40 @@ def test_members_are_listed_and_revoked(home: Path, capsys: pytest.CaptureFixtur
     assert [one["name"] for one in listed["invited"]] == ["st-marys"]
 
 
-def test_stranger_is_not_revoked(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert init(home) == 0
+def test_stranger_is_not_revoked(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["revoke", "nobody", "--because", "a test"]) == 2
     assert "nobody is not a member" in capsys.readouterr().err
 
 
-def test_show_says_where_keys_lie_and_until_when(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert init(home) == 0
-    capsys.readouterr()
+def test_show_says_where_keys_lie_and_until_when(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["federation", "show", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["name"] == "hearts"
     assert said["root_key"].endswith("root-key.pem")
-    (home / FEDERATION / "root-key.pem").rename(home / "offline.pem")
+    (federation / FEDERATION / "root-key.pem").rename(federation / "offline.pem")
     assert run(["federation", "show"]) == 0
     assert "root key: not here" in capsys.readouterr().out
 
 
-def test_everything_but_reissue_works_without_the_root_key(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert init(home) == 0
-    (home / FEDERATION / "root-key.pem").rename(home / "offline.pem")
+def test_everything_but_reissue_works_without_the_root_key(
+    federation: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (federation / FEDERATION / "root-key.pem").rename(federation / "offline.pem")
     assert run(["invite", "st-marys"]) == 0
-    passphrase = ["--passphrase-file", str(home.parent / "pass")]
+    passphrase = ["--passphrase-file", str(federation.parent / "pass")]
     assert run(["federation", "reissue", *passphrase]) == 2
     assert "--root-key" in capsys.readouterr().err
-    before = FederationHome.load(home / FEDERATION).issuing()
-    assert run(["federation", "reissue", "--root-key", str(home / "offline.pem"), *passphrase]) == 0
-    after: IssuingAuthority = FederationHome.load(home / FEDERATION).issuing()
+    before = FederationHome.load(federation / FEDERATION).issuing()
+    assert run(["federation", "reissue", "--root-key", str(federation / "offline.pem"), *passphrase]) == 0
+    after: IssuingAuthority = FederationHome.load(federation / FEDERATION).issuing()
     assert after.pem != before.pem
-    root = RootAuthority.load(home / FEDERATION / "root.pem", home / "offline.pem", b"a passphrase")
+    root = RootAuthority.load(federation / FEDERATION / "root.pem", federation / "offline.pem", b"a passphrase")
     after.certificate.verify_directly_issued_by(root.certificate)
-    assert FederationHome.load(home / FEDERATION).issuers() == (after.pem, before.pem)
+    assert FederationHome.load(federation / FEDERATION).issuers() == (after.pem, before.pem)
 
 
-def test_reissue_with_a_wrong_passphrase_changes_nothing(home: Path, tmp_path: Path) -> None:
-    assert init(home) == 0
+def test_reissue_with_a_wrong_passphrase_changes_nothing(federation: Path, tmp_path: Path) -> None:
     (tmp_path / "wrong").write_text("wrong\n")
-    before = FederationHome.load(home / FEDERATION).issuers()
+    before = FederationHome.load(federation / FEDERATION).issuers()
     assert run(["federation", "reissue", "--passphrase-file", str(tmp_path / "wrong")]) == 1
-    assert FederationHome.load(home / FEDERATION).issuers() == before
+    assert FederationHome.load(federation / FEDERATION).issuers() == before

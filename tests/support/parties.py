@@ -31,6 +31,7 @@ from privet.server.members import Members
 from privet.server.registrar import Registrar
 
 PASSPHRASE = b"a passphrase for tests"
+_CHEAP = 16  # the cost of scrypt: tests make many federations
 
 
 @dataclass
@@ -98,7 +99,7 @@ def make_federation(
     clock = clock or TestClock()
     ports = free_ports(2)
     facts = FederationFacts(name, f"localhost:{ports[0]}", f"localhost:{ports[1]}", clock().isoformat())
-    made = FederationHome.create(home / FEDERATION, facts, clock(), PASSPHRASE)
+    made = FederationHome.create(home / FEDERATION, facts, clock(), PASSPHRASE, _CHEAP)
     members = Members(open_database(made.database))
     return Federation(made, members, Registrar(made, members, clock, lifetime), clock, lifetime)
 

@@ -1,5 +1,7 @@
 """The root and the issuer: what they give out, for how long, and what of a request they read."""
 
+import hashlib
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
-from privet.privacy.channel.authority import LEAF_LIFETIME, IssuingAuthority, RootAuthority, key_in_csr
+from privet.privacy.channel.authority import LEAF_LIFETIME, SCRYPT_COST, IssuingAuthority, RootAuthority, key_in_csr
 from privet.privacy.channel.identities import Identity, IdentityKey, Role, verified
 from privet.privacy.errors import ChannelError
 
@@ -109,12 +111,40 @@ def test_serials_are_random() -> None:
 
 
 def test_root_key_opens_with_its_passphrase_alone(tmp_path: Path) -> None:
-    ROOT.save(tmp_path / "root.pem", tmp_path / "root-key.pem", b"right")
-    assert (tmp_path / "root-key.pem").stat().st_mode & 0o777 == 0o600
-    assert RootAuthority.load(tmp_path / "root.pem", tmp_path / "root-key.pem", b"right").federation == "hearts"
-    for wrong in (b"wrong", None):
+    files = tmp_path / "root.pem", tmp_path / "root-key.pem"
+    ROOT.save(*files, b"right", cost=16)
+    assert files[1].stat().st_mode & 0o777 == 0o600
+    assert RootAuthority.load(*files, b"right").federation == "hearts"
+    for wrong in (b"wrong", b"", None):
         with pytest.raises(ChannelError):
-            RootAuthority.load(tmp_path / "root.pem", tmp_path / "root-key.pem", wrong)
+            RootAuthority.load(*files, wrong)
+
+
+def test_root_key_is_never_written_in_the_clear(tmp_path: Path) -> None:
+    for nothing in (b"", None):
+        with pytest.raises(ValueError, match="encrypted"):
+            ROOT.save(tmp_path / "root.pem", tmp_path / "root-key.pem", nothing)
+    assert not list(tmp_path.iterdir())
+
+
+def test_passphrase_of_the_root_is_hardened(tmp_path: Path) -> None:
+    """By scrypt, as Python's own hashlib computes it; what comes out opens the key in openssl, without privet."""
+    ROOT.save(tmp_path / "root.pem", tmp_path / "root-key.pem", b"right")
+    head = (tmp_path / "root-key.pem").read_text().splitlines()[0].split()
+    assert head[:2] == ["scrypt", str(SCRYPT_COST)]
+    salt = bytes.fromhex(head[2])
+    password = hashlib.scrypt(b"right", salt=salt, n=SCRYPT_COST, r=8, p=1, maxmem=1 << 28, dklen=32).hex()
+    command = ["openssl", "pkey", "-in", "root-key.pem", "-passin", f"pass:{password}", "-noout"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("head", ["scrypt 9999999", "scrypt 17", "scrypt 0", "other 16", ""])
+def test_root_key_that_asks_for_what_no_privet_wrote(tmp_path: Path, head: str) -> None:
+    files = tmp_path / "root.pem", tmp_path / "root-key.pem"
+    ROOT.save(*files, b"right", cost=16)
+    files[1].write_text(files[1].read_text().replace("scrypt 16", head, 1))
+    with pytest.raises(ChannelError):
+        RootAuthority.load(*files, b"right")
 
 
 def test_key_of_another_authority(tmp_path: Path) -> None:
