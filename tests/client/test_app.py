@@ -209,6 +209,8 @@ KINDS = [words.TRAIN, words.EVALUATE, words.INITIAL]
         {words.SUBMISSION: "text"},
         {words.SUBMISSION: [1, 2]},
         {words.SUBMISSION: b"\x80\x04\x95"},
+        {words.SIGNATURE: "signed"},
+        {words.CERTIFICATES: 1},
         {words.ROUND: "1"},
         {words.ROUND: 1.0},
         {words.ROUND: True},

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from privet.client.answers import Answers
+from privet.client.app import client_app
 from privet.client.draw import Draw
 from privet.client.node import Node, Request
 from privet.client.operators import MOST_DENIED, Operators
@@ -17,12 +19,15 @@ from privet.privacy.budget.accounts import AccountBook
 from privet.privacy.budget.book import DeclaredDataset
 from privet.privacy.budget.guard import Guard
 from privet.privacy.budget.ledger import Entry, Ledger
+from privet.privacy.channel import words
+from privet.privacy.channel.arrays import to_record
 from privet.privacy.channel.identities import Role
 from privet.privacy.errors import ChannelError, Refusal, RefusedError
 from privet.privacy.parameters import Array, Parameters
 from privet.privacy.plan_app import AppPlan, AppSubmission, resolve_app
 from privet.privacy.signed import SignedSubmission
 from privet.privacy.submission import Submission
+from privet.simulations.grid import LocalGrid
 from signed_ledgers import DATASET, DECLARED, declared, key_of, read
 from signers import NOW, Authority, Party
 
@@ -289,6 +294,24 @@ def test_run_that_costs_too_much_leaves_no_operator(house: House, make_submissio
 def test_deployment_without_operators_is_a_mistake(house: House) -> None:
     with pytest.raises(ValueError, match="what operators signed"):
         Node("hospital", Path("/data"), Guard(house.accounts, DATASET), Answers(house.folder), house._build)
+
+
+def test_signature_comes_with_the_message(house: House, submission: Submission) -> None:
+    """Through the ClientApp, as a server sends it: nothing signed, nothing done; signed, and it is carried out."""
+    context = Context(run_id=1, node_id=7, node_config={}, state=RecordDict(), run_config={})
+    grid = LocalGrid(client_app(lambda _: house.node), {7: context})
+    signed = ALICE.signs(submission)
+    told = {words.SUBMISSION: signed.submission, words.ROUND: 1, words.ATTEMPT: 1}
+    seal = {words.SIGNATURE: signed.signature, words.CERTIFICATES: signed.certificates}
+
+    def reply(config: dict[str, bytes | int]) -> Message:
+        content = RecordDict({words.CONFIG: ConfigRecord({**config}), words.ARRAYS: to_record(MODEL)})
+        (answer,) = grid.send_and_receive([grid.create_message(content, words.TRAIN, 7, "1")])
+        return answer
+
+    assert reply(told).error.reason == Refusal.NOT_SIGNED
+    assert not reply(told | seal).has_error()
+    assert house.kinds == ["refused", "operator", "charge", "begin", "answer"]
 
 
 # A Flower app.
