@@ -302,9 +302,11 @@ def test_long_error_is_cut(book: RunBook) -> None:
 def test_what_was_entered_is_there_for_another_process(book: RunBook, tmp_path: Path) -> None:
     in_state(book, S.RUNNING)
     book.tell("run-1", "round", {"round": 1}, round_number=1)
-    again = RunBook(open_database(book._engine.url.render_as_string(hide_password=False)))
+    engine = open_database(book._engine.url.render_as_string(hide_password=False))
+    again = RunBook(engine)
     assert again.record("run-1") == book.record("run-1")
     assert again.events("run-1") == book.events("run-1")
+    engine.dispose()
 
 
 def test_database_that_fails_is_a_clear_error(tmp_path: Path) -> None:
