@@ -282,7 +282,7 @@ def numbers(count: int) -> pb.Value:
         (Limits(arrays=2), [arrays(HEAD), arrays(HEAD, pb.ArrayHead(name="x"), name="b")]),
         (Limits(list_values=5), [pb.Record(name="c", config=pb.Values(values=[numbers(2), numbers(4)]))]),
         (Limits(list_values=5), [pb.Record(name="m", metrics=pb.Values(values=[numbers(2), numbers(4)]))]),
-        (Limits(fields=7), [arrays(HEAD), arrays(HEAD, name="b")]),
+        (Limits(fields=17), [arrays(HEAD), arrays(HEAD, name="b")]),
     ],
 )
 def test_more_than_a_message_may_hold(limits: Limits, records: list[pb.Record]) -> None:
@@ -291,6 +291,12 @@ def test_more_than_a_message_may_hold(limits: Limits, records: list[pb.Record]) 
     offered(pb.Records(records=records), payload)
     with pytest.raises(ChannelError):
         offered(pb.Records(records=records), payload, limits)
+
+
+def test_as_many_fields_as_allowed() -> None:
+    """Two records with name and arrays; in each a head with name, dtype, shape, kind and size."""
+    records = pb.Records(records=[arrays(HEAD), arrays(HEAD, name="b")])
+    offered(records, b"12345678", Limits(fields=2 * (1 + 2 + 1 + 5)))
 
 
 @pytest.mark.parametrize(
