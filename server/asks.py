@@ -24,7 +24,10 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ask:
-    """One request to one node. `largest_answer`: bytes of arrays that the answer may have."""
+    """One request to one node. `largest_answer`: bytes of arrays that the answer may have.
+
+    `is_charged`: what is asked touches records, so the answer must bring the head of the node's ledger.
+    """
 
     id: bytes
     node_id: int
@@ -33,6 +36,7 @@ class Ask:
     outgoing: Outgoing
     mailbox: "Mailbox"
     largest_answer: int
+    is_charged: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)

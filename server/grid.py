@@ -24,6 +24,9 @@ from .stream import NodeView
 # An answer's arrays may be so much larger than the request's: names and shapes are the model's, headers may differ.
 _SLACK_BYTES = 2**20
 
+# What touches records, and stands in the ledger of whoever answers. An app (which has a seal) is not accounted for.
+_CHARGED = (words.TRAIN, words.EVALUATE)
+
 # Which connected nodes are asked, and why each of the others is not.
 Fit = Callable[[Iterable[NodeView]], tuple[list[NodeView], dict[str, str]]]
 
@@ -168,8 +171,9 @@ class GrpcGrid(RunGrid):
             pack=self._terms.pack,
         )
         largest = outgoing.payload.size + _SLACK_BYTES if outgoing.payload.size else self._terms.largest_answer
-        envelope = _envelope(message)
-        return Ask(ask_id, message.metadata.dst_node_id, self._terms.run_id, envelope, outgoing, mailbox, largest)
+        is_charged = self._terms.seal is None and message.metadata.message_type in _CHARGED
+        run_id, node_id = self._terms.run_id, message.metadata.dst_node_id
+        return Ask(ask_id, node_id, run_id, _envelope(message), outgoing, mailbox, largest, is_charged)
 
     def _answers(self, mailbox: Mailbox, waiting: set[bytes], timeout: float | None) -> Iterator[Message]:
         end = None if timeout is None else time.monotonic() + timeout

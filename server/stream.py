@@ -287,7 +287,7 @@ class NodeStream:
         )
         ask.mailbox.traffic.received += body.size
         message = _true_to_its_name(message, self.name)
-        if not await self._is_witnessed(message):
+        if not await self._is_witnessed(ask, message):
             message = Message(Error(words.CONTRADICTS, words.LEDGER_CONTRADICTS), reply_to=ask.request)
         self._answered += 1
         self._last_answer, self._last_run = self._hub.clock(), ask.run_id
@@ -300,10 +300,10 @@ class NodeStream:
         body.release = None
         return (lambda: loop.call_soon_threadsafe(release)) if release else (lambda: None)
 
-    async def _is_witnessed(self, message: Message) -> bool:
-        """Countersign the head of the ledger that the answer brings, if it brings one."""
+    async def _is_witnessed(self, ask: Ask, message: Message) -> bool:
+        """Countersign the head of the ledger that the answer brings; one that must bring it and does not, is none."""
         witnesses = self._hub.witnesses
-        if witnesses is None or message.has_error() or words.LEDGER not in message.content:
+        if witnesses is None or message.has_error() or not ask.is_charged:
             return True
         return await asyncio.to_thread(witnesses.take, self.name, message)
 
