@@ -31,6 +31,7 @@ from ..privacy.errors import ChannelError, EnrolmentError, PrivetError
 log = logging.getLogger("privet.server")
 
 FEDERATION = "federation"  # the folder in the coordinator's home
+WARNED_BEFORE = timedelta(days=60)  # the issuer's end: time to fetch the root's key from where it lies
 SERVER = "server"  # the server's own name
 _RESTORE = "restore the federation's folder from its backup"
 
@@ -134,6 +135,8 @@ class ServerCertificate:
         self._root = home.root
         self._lock = threading.Lock()
         self._renewed()
+        if self._issuing.not_after - clock() < WARNED_BEFORE:
+            log.warning("the issuer ends on %s: privet federation reissue", f"{self._issuing.not_after:%Y-%m-%d}")
 
     @property
     def not_after(self) -> datetime:

@@ -7,6 +7,7 @@ The rules:
 3. Operators and auditors keep their key as long as they are members: institutions pin its fingerprint.
 """
 
+import logging
 import secrets
 import threading
 from collections import OrderedDict
@@ -25,6 +26,8 @@ from ..privacy.channel.token import SECRET_BYTES, Token, new_secret
 from ..privacy.errors import ChannelError, EnrolmentError
 from .federation_home import FederationFacts, FederationHome
 from .members import Members, Standing
+
+log = logging.getLogger("privet.server.enrolment")
 
 TOKEN_LIFETIME = timedelta(hours=24)
 LONGEST_TOKEN_LIFETIME = timedelta(days=30)  # a secret that lies about longer wants to be made anew
@@ -147,5 +150,7 @@ class Registrar:
     def _issue(self, identity: Identity, csr: bytes, now: datetime) -> bytes:
         chain = self._issuing.issue(identity, csr, now, self._lifetime)
         leaf = x509.load_pem_x509_certificates(chain)[0]
-        self._members.record(Certificate.of_der(leaf.public_bytes(Encoding.DER)), now)
+        certificate = Certificate.of_der(leaf.public_bytes(Encoding.DER))
+        self._members.record(certificate, now)
+        log.info("certified %s, key %s, serial %s", identity.uri, certificate.key_fingerprint, certificate.serial)
         return chain

@@ -92,7 +92,13 @@ def test_refused_tokens_all_look_alike_and_the_log_names_the_reason(
     federation.clock.shift = timedelta(hours=25)
     answers.append(refusal(lambda: ask("Join", join_request(expired.secret))))
     assert set(answers) == {(grpc.StatusCode.PERMISSION_DENIED, NOT_ACCEPTED)}
-    for reason in ("used is used by another key", "no token with this secret", "of 99 bytes", "expired is expired"):
+    for reason in (
+        "certified spiffe://hearts/node/used",
+        "used is used by another key",
+        "no token with this secret",
+        "of 99 bytes",
+        "expired is expired",
+    ):
         assert reason in caplog.text
     for token in (used, expired, good):
         assert token.secret.hex() not in caplog.text

@@ -263,6 +263,10 @@ def test_server_that_cannot_renew_goes_on_with_what_it_has(tmp_path: Path, caplo
     federation = make_federation(tmp_path / "coordinator")
     certificate = ServerCertificate(federation.home, federation.clock)
     before = certificate.presented()
+    assert caplog.text == ""
+    federation.clock.shift = timedelta(days=310)
+    ServerCertificate(federation.home, federation.clock)
+    assert "privet federation reissue" in caplog.text
     federation.clock.shift = timedelta(days=366)
     assert certificate.presented() is before
     assert "the issuer's certificate expired" in caplog.text

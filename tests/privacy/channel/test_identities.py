@@ -202,6 +202,15 @@ def test_chain_of_three() -> None:
         verified(chain_of() + ROOT.pem, ROOT.pem, NOW)
 
 
+def test_certificate_without_end() -> None:
+    long = x509.UnrecognizedExtension(
+        x509.ObjectIdentifier("1.2.3.4"), b"\x04\x84" + (70_000).to_bytes(4) + bytes(70_000)
+    )
+    der = x509.load_pem_x509_certificates(by_hand(names(NODE.uri), CLIENT, long))[0].public_bytes(Encoding.DER)
+    with pytest.raises(ChannelError, match="not a certificate of a party"):
+        Certificate.of_der(der)
+
+
 def test_chain_without_end() -> None:
     with pytest.raises(ChannelError, match="not a chain"):
         verified(chain_of() * 100, ROOT.pem, NOW)
