@@ -14,6 +14,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -158,5 +159,5 @@ async def refuse(context: Context, what: str, error: PrivetError, words: str) ->
 
 
 def host_of(peer: str) -> str:
-    """The host in what gRPC calls a peer: `ipv4:10.0.0.7:41234`, `ipv6:[::1]:41234`."""
-    return peer.partition(":")[2].rpartition(":")[0] or peer
+    """The host in what gRPC calls a peer: `ipv4:192.0.2.1:41234`, `ipv6:%5B::1%5D:41234`."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0] or peer

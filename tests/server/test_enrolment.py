@@ -151,7 +151,7 @@ def test_hosts_that_fail_do_not_fill_the_memory() -> None:
 
 def test_host_of_a_peer() -> None:
     assert host_of("ipv4:192.0.2.1:41234") == "192.0.2.1"
-    assert host_of("ipv6:[::1]:41234") == "[::1]"
+    assert host_of("ipv6:%5B::1%5D:41234") == "[::1]"
 
 
 def test_member_renews_at_two_thirds(federation: Federation, tmp_path: Path) -> None:
