@@ -94,6 +94,20 @@ def test_terms_of_a_claim_without_a_claim_are_refused(make_plan: MakePlan, assig
     assert problem.endswith("unit 'none' makes no claim, so it may not be given")
 
 
+def test_an_evaluation_that_never_comes_is_refused(make_plan: MakePlan) -> None:
+    """It would silently evaluate nothing: the last round is the 4th."""
+    (problem,) = problems_of(make_plan, "evaluation.every=5")
+    assert problem.endswith("evaluation.every: 5, but there are 4 rounds: none is evaluated")
+    assert make_plan("evaluation.every=4").evaluations_charged == 1
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "604801", "inf", "nan"])
+def test_a_deadline_that_is_none_is_refused(make_plan: MakePlan, seconds: str) -> None:
+    (problem,) = problems_of(make_plan, f"aggregation.deadline={seconds}")
+    assert "aggregation.deadline" in problem
+    assert make_plan("aggregation.deadline=604800").aggregation.deadline == 604800
+
+
 def test_evaluation_noise_without_a_claim_is_refused(make_plan: MakePlan) -> None:
     (problem,) = problems_of(make_plan, "evaluation.noise-multiplier=20")
     assert problem.endswith("evaluation.noise-multiplier: unit 'none' makes no claim, so it may not be given")
