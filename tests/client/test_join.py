@@ -133,6 +133,13 @@ def test_token_whose_name_was_altered(federation: Federation, tmp_path: Path) ->
     assert [one.name for one in federation.members.all()] == ["st-marys"]
 
 
+def test_token_whose_federation_was_altered(federation: Federation, tmp_path: Path) -> None:
+    token = replace(federation.token("st-marys"), federation="lungs")
+    with pytest.raises(ChannelError, match="not of federation lungs"):
+        join(token, tmp_path / "m")
+    assert federation.members.all() == ()  # nothing was sent
+
+
 def test_answer_was_lost_and_the_same_command_asks_again(federation: Federation, tmp_path: Path) -> None:
     token, key = federation.token("st-marys"), IdentityKey.generate()
     key.save(tmp_path / "m" / "key.pem")
