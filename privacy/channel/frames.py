@@ -88,7 +88,7 @@ def encode(
     records = serialize(message.content, payload.pieces, limits) if message.has_content() else b""
     header = _header(message, message_id, reply_to, run_id, limits)
     header.payload_bytes = payload.size
-    header.records_bytes = len(records) if len(records) <= limits.records_bytes else limits.records_bytes + 1
+    header.records_bytes = min(len(records), limits.records_bytes + 1)  # a field of 32 bits
     check_header(header, limits)
     return Outgoing(header, pb.Frame(header=header).SerializeToString(), records, payload)
 

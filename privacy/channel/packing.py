@@ -4,10 +4,12 @@ An array is known by its `.npy` header (NEP 1: magic, version 1.0, length, descr
 come the upper halves of the values instead of the values.
 """
 
+import io
 import re
 
 import numpy as np
 
+from .memory import zeros
 from .wire import malformed
 
 _HEADER = re.compile(
@@ -34,9 +36,11 @@ def unpacked(data: bytes) -> bytes:
     if start is None or (len(data) - start) % 2:
         raise malformed("packed values behind no header of float32")
     halves = np.frombuffer(data, dtype="<u2", offset=start)
-    values = np.zeros(2 * len(halves), dtype="<u2")
-    values[1::2] = halves
-    return b"".join((data[:start], values.data.cast("B")))
+    whole = io.BytesIO(zeros(start + 4 * len(halves)))
+    with whole.getbuffer() as content:
+        content[:start] = data[:start]
+        np.frombuffer(content, dtype="<u2", offset=start)[1::2] = halves
+    return whole.getvalue()
 
 
 def _values_start(data: bytes) -> int | None:

@@ -302,6 +302,13 @@ def test_more_than_the_limits_is_refused_by_the_sender(limits: Limits) -> None:
         encode(message, message_id=MESSAGE_ID, run_id="r", limits=limits)
 
 
+def test_as_much_as_the_limits_is_sent() -> None:
+    message = message_of(content_of(np.zeros(1, "f4"), np.zeros(1, "f4")))
+    sent = encode(message, message_id=MESSAGE_ID, run_id="r")
+    limits = Limits(records_bytes=len(sent.records), payload_bytes=sent.payload.size, arrays=2)
+    assert encode(message, message_id=MESSAGE_ID, run_id="r", limits=limits).size == sent.size
+
+
 def test_header_says_how_much_follows() -> None:
     outgoing = encode(message_of(content_of(np.zeros(99, "f4"))), message_id=MESSAGE_ID, run_id="r")
     header = read_frame(outgoing.header_frame).header
