@@ -37,7 +37,7 @@ log = logging.getLogger("privet.node")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """What a server asks of a node; `parameters` to train and to evaluate. `witnessed`: the head that it countersigned last.
+    """What a server asks of a node; `parameters` to train and to evaluate. `witnessed`: the head it countersigned last.
 
     `signature`, `certificates`: of the operator, over `submission`; empty in a simulation.
     """
@@ -140,7 +140,7 @@ class Node:
         return answer
 
     def consider(self, request: Request) -> None:
-        """Say beforehand what `answer` would: raise RefusedError for a run that will not be admitted. Charges nothing."""
+        """Say beforehand what `answer` would: raise RefusedError for what will not be admitted. Charges nothing."""
         submission, now = self._received(request), self._clock()
         self._check_ours(submission)
         self._signer(submission, request, now)

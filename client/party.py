@@ -64,6 +64,7 @@ class NodeParty:
         self._teller = Teller(member.identity.name, self._open_book)
         self._seats: dict[str, Seat] = {}
         self._used: dict[str, float] = {}
+        self._packed: set[str] = set()
         self._lock = threading.Lock()
         self._behind: RefusedError | None = None
         self._declared: frozenset[str] = frozenset()
@@ -105,6 +106,10 @@ class NodeParty:
             if self._behind is None:
                 log.error("%s; try: %s", behind.message, behind.remedy)
             self._behind = behind
+
+    def packs(self, run_id: str) -> bool:
+        """Whether the run's updates are values of half the bits, so that the other half need not be sent."""
+        return run_id in self._packed
 
     def stamped(self, message: Message) -> Message:
         """The answer with the ledger's head as it is now."""
@@ -182,6 +187,8 @@ class NodeParty:
                 raise refusal(Refusal.OTHER_SUBMISSION, f"a submission of run {submission.run_id} in run {run_id}")
             if isinstance(submission, AppSubmission):
                 return self._app(submission, signed, message.metadata.dst_node_id)
+            if submission.plan.aggregation.update_precision == "bfloat16":
+                self._packed.add(run_id)
             return _Training(self._node(submission.plan.dataset), self._workers, run_id, message, self._teller)
 
         return open_served

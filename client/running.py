@@ -44,7 +44,7 @@ class RunningNode:
         with _only_one(self._home.root / "node.lock"):
             asked = _signals(asyncio.get_running_loop())
             party = await asyncio.to_thread(NodeParty, self._home, self._member, self._passphrase, self._note_news)
-            link = Link(self._member, party, freshen=_freshen)
+            link = Link(self._member, party, freshen=_freshen, is_packing=party.packs)
             looking = asyncio.create_task(self._look(party, link))
             serving = asyncio.create_task(link.run())
             try:

@@ -100,7 +100,13 @@ class LocalTrainer:
         if self._claim is not None:
             clip_norm = trainable.gradient_sum.clip_norm
             self._done |= {"noise_multiplier": repr(min(multipliers)), "clip_norm": repr(clip_norm)}
-        return trainable.read()
+        return self._rounded(trainable.read())
+
+    def _rounded(self, update: dict[str, Array]) -> dict[str, Array]:
+        """What leaves: with `update-precision` bfloat16 the nearest of its values, as float32. The noise is in it."""
+        if self._plan.aggregation.update_precision != "bfloat16":
+            return update
+        return {name: torch.from_numpy(array).bfloat16().float().numpy() for name, array in update.items()}
 
     def evaluate(self, parameters: Parameters, randomness: Randomness) -> dict[str, float]:
         """The sum over records of each metric that the plan names, noised where the plan makes a claim.

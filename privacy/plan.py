@@ -110,6 +110,7 @@ class AggregationSection(Section):
     min_nodes: Annotated[StrictInt, Field(ge=1, le=MOST_NODES)] = 2
     participations: Annotated[StrictInt, Field(ge=1, le=MOST_ROUNDS)] | None = None
     deadline: Annotated[StrictFloat, Field(gt=0, le=LONGEST_DEADLINE)] | None = None
+    update_precision: Literal["float32", "bfloat16"] | None = None
     server_learning_rate: Positive | None = None
     server_momentum: Momentum | None = None
     beta_1: Momentum | None = None

@@ -305,7 +305,8 @@ class NodeStream:
         witnesses = self._hub.witnesses
         if witnesses is None or message.has_error() or not ask.is_charged:
             return True
-        return await asyncio.to_thread(witnesses.take, self.name, message)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._hub.signing, witnesses.take, self.name, message)
 
     def _tell_taken(self, ask: Ask) -> None:
         newest = self._hub.witnesses.newest(self.name) if self._hub.witnesses else None

@@ -446,3 +446,27 @@ def test_record_of_what_was_done_is_that_of_the_last_call(make_submission: Make)
     assert "noise_multiplier" not in plain.done()
     plain.evaluate(plain.initial(), SystemRandomness())
     assert plain.done()["steps"] == "1"
+
+
+def test_update_of_half_the_bits_is_the_whole_one_rounded_to_the_nearest(make_submission: Make) -> None:
+    """Rounded once, when the noise is in: the same noise without rounding gives the value that is nearest."""
+    private = make_submission(private=True)
+    aggregation = private.plan.aggregation.model_copy(update={"update_precision": "bfloat16"})
+    plan = private.plan.model_copy(update={"aggregation": aggregation})
+    held, rounding = records(), replace(private, body=private.body.model_copy(update={"plan": plan}))
+    ours, halved = trainer(private, held=held), trainer(rounding, held=held)
+    kept, noise = Scripted([0, 1, 2], noisy=True), Scripted([0, 1, 2])
+    whole = ours.train(ours.initial(), kept)
+    noise.gaussian = lambda count: kept.noise_drawn.pop(0)  # type: ignore[method-assign]  # the same noise again
+    halves = halved.train(halved.initial(), noise)
+    for name, array in halves.items():
+        bits = array.view(np.uint32)
+        assert not (bits & 0xFFFF).any()
+        assert np.all(np.abs(array - whole[name]) <= np.abs(whole[name]) * 2.0**-8)
+        assert not np.array_equal(array, whole[name])
+
+
+def test_update_keeps_all_its_bits_by_default(make_submission: Make) -> None:
+    ours = trainer(make_submission(private=True))
+    bits = ours.train(ours.initial(), Scripted([0, 1, 2], noisy=True))["weight"].view(np.uint32)
+    assert (bits & 0xFFFF).any()
