@@ -28,7 +28,7 @@ from ..privacy.channel import privet_pb2 as pb
 from ..privacy.channel.credentials import channel_credentials
 from ..privacy.channel.frames import GRPC_OPTIONS
 from ..privacy.channel.member import Member
-from ..privacy.errors import ChannelError
+from ..privacy.errors import ChannelError, PrivetError
 from .session import PROTOCOL, Session, Welcomed
 
 log = logging.getLogger("privet.node")
@@ -103,9 +103,12 @@ class Link:
         while not self._stopped.is_set():
             try:
                 pause = _FIRST_PAUSE if await self._connected() else pause
-            except ChannelError as error:
+            except PrivetError as error:
                 log.error("%s; try: %s", error.message, error.remedy)
                 self._party.told("refused", error.message)
+            except Exception:  # a defect in one connection ends no node
+                log.exception("the connection ended by a defect")
+                self._party.told("disconnected", "a defect; see the log")
             if self._stopped.is_set():
                 return
             await self._rest(pause * random.uniform(0.5, 1.0))

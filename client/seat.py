@@ -94,6 +94,8 @@ class Seat:
             asked.answer(reply)
             if self._served is not None and not reply.has_error():
                 self._served.prepare(asked.message)
+            if self._asked.empty():
+                self._dropped.clear()  # they were of requests that had begun
             del asked, reply
         if self._served is not None:
             self._served.close()
