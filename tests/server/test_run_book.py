@@ -309,6 +309,15 @@ def test_what_was_entered_is_there_for_another_process(book: RunBook, tmp_path: 
     engine.dispose()
 
 
+def test_states_are_durable_again_after_an_event_that_waited_for_no_disk(book: RunBook) -> None:
+    """The connection goes back to a pool that the whole server shares."""
+    in_state(book, S.RUNNING)
+    book.tell("run-1", "round", {"round": 1}, round_number=1)
+    asked = "PRAGMA synchronous" if book._engine.dialect.name == "sqlite" else "SHOW synchronous_commit"
+    with book._engine.connect() as connection:
+        assert connection.exec_driver_sql(asked).scalar_one() in (2, "on")
+
+
 def test_database_that_fails_is_a_clear_error(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path / 'server.sqlite'}")
     book = RunBook(engine)

@@ -341,6 +341,35 @@ def test_run_that_ends_before_it_sees_that_it_should_stop_has_finished(make: Mak
     assert ended(runs, "run-1") is RunState.FINISHED
 
 
+@pytest.mark.parametrize("is_server_ending", [False, True])
+def test_run_that_is_to_end_before_it_has_a_grid_finds_its_grid_stopped(
+    make: Make, tmp_path: Path, is_server_ending: bool
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow_grid() -> LocalRunGrid:
+        asked.set()
+        assert go_on.wait(PATIENCE)
+        return LocalRunGrid(three())
+
+    def use_the_grid(job: Job) -> dict[str, object]:
+        job.grid.wait_for_nodes(1)
+        return {}
+
+    runs = runs_in(tmp_path, slow_grid, carry_out={TRAINING: use_the_grid})
+    runs.submit(handed_in(make()), "tester")
+    assert asked.wait(PATIENCE)
+    if is_server_ending:
+        closing = threading.Thread(target=runs.close)
+        closing.start()
+        while not runs._is_closing:
+            closing.join(0.01)
+    else:
+        runs.stop("run-1")
+    go_on.set()
+    assert ended(runs, "run-1") is (RunState.SUBMITTED if is_server_ending else RunState.STOPPED)
+
+
 def test_unknown_run_is_not_stopped_resumed_or_fetched(tmp_path: Path) -> None:
     runs = runs_in(tmp_path)
     for ask in (runs.stop, runs.resume, runs.model_file):
@@ -380,6 +409,27 @@ def test_closed_server_goes_on_with_its_runs_at_the_next_start(make: Make, tmp_p
     assert ended(again, "run-1") is RunState.FINISHED
     assert [e.body["round"] for e in again.book.events("run-1") if e.kind == "round"] == list(range(1, 51))
     assert {"by": "restart"} in [e.body for e in again.book.events("run-1") if e.kind == "submitted"]
+
+
+def test_run_that_fails_because_the_server_ends_has_not_failed(make: Make, tmp_path: Path) -> None:
+    """Streams are cut while the server shuts down: too few nodes answer, and nobody is to blame."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def fail(job: Job) -> dict[str, object]:
+        job.wait_for_nodes(1)
+        started.set()
+        assert go_on.wait(PATIENCE)
+        raise FederationError("0 nodes answer", "look")
+
+    runs = runs_in(tmp_path, carry_out={TRAINING: fail})
+    runs.submit(handed_in(make()), "tester")
+    assert started.wait(PATIENCE)
+    closing = threading.Thread(target=runs.close)
+    closing.start()
+    while not runs._is_closing:
+        closing.join(0.01)
+    go_on.set()
+    assert ended(runs, "run-1") is RunState.RUNNING
 
 
 def test_closing_server_takes_no_more_runs(make: Make, tmp_path: Path) -> None:
