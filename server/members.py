@@ -8,12 +8,14 @@ The rules:
 """
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import Engine, Float, ForeignKey, String, delete, func, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from ..privacy.channel.credentials import Peer
@@ -74,6 +76,9 @@ class _Revocation(Base):
     at: Mapped[float] = mapped_column(Float)
 
 
+_ENDED = {Standing.REVOKED: "been revoked", Standing.LEFT: "left the federation"}
+
+
 @dataclass(frozen=True, slots=True)
 class MemberRecord:
     """A member as the server knows it. `node_id` is of nodes only; the certificate's two fields are of the newest."""
@@ -89,14 +94,17 @@ class MemberRecord:
 
 
 class Members:
-    """The members of a federation, in the server's database. Every method is one transaction."""
+    """The members of a federation, in the server's database. Every method is one transaction.
+
+    Each raises ChannelError where the database cannot be asked.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def invite(self, name: str, role: Role, secret: bytes, expires: datetime, replaces: bool = False) -> None:
         """Keep an invitation, in place of an open one for the same name; raise EnrolmentError where it cannot be."""
-        with Session(self._engine) as session, session.begin():
+        with self._writing() as session:
             member = session.scalar(select(_Member).where(_Member.name == name))
             if member is not None and member.role != role:
                 raise EnrolmentError(f"{name} is known here as {member.role}", "give another name")
@@ -113,7 +121,7 @@ class Members:
 
         Raises EnrolmentError with the reason, which is for the server's log alone.
         """
-        with Session(self._engine) as session, session.begin():
+        with self._writing() as session:
             invitation = _invitation(session, secret)
             self._check_key(session, key_fingerprint, invitation.name)
             is_first = invitation.redeemed_by is None
@@ -134,7 +142,7 @@ class Members:
     def record(self, certificate: Certificate, now: datetime) -> None:
         """Remember a certificate that was issued; with it its key is known as the member's."""
         name, not_after = certificate.identity.name, certificate.not_after.timestamp()
-        with Session(self._engine) as session, session.begin():
+        with self._writing() as session:
             self._check_key(session, certificate.key_fingerprint, name)
             forgotten = (now - REMEMBERED).timestamp()
             session.execute(delete(_Certificate).where(_Certificate.not_after < forgotten))
@@ -158,27 +166,36 @@ class Members:
     def check_standing(self, certificate: Peer | Certificate) -> None:
         """Raise ChannelError unless a certificate, expired or not, is a member's that nobody has revoked."""
         identity = certificate.identity
-        with Session(self._engine) as session:
-            member = session.scalar(select(_Member).where(_Member.name == identity.name))
-            if member is None or member.role != identity.role:
-                raise ChannelError(f"{identity.uri} is not a member", _JOIN)
-            if member.standing != Standing.MEMBER:
-                raise ChannelError(f"{identity.uri} has {_word(member)}", _JOIN)
-            denied = select(_Revocation.kind).where(
-                _Revocation.value.in_([certificate.serial, certificate.key_fingerprint])
-            )
-            kind = session.scalar(denied.limit(1))
-            if kind is not None:
-                raise ChannelError(f"the {kind} of {identity.uri} was revoked", _JOIN)
-            known = select(_Certificate.serial).where(
-                _Certificate.name == identity.name, _Certificate.key_fingerprint == certificate.key_fingerprint
-            )
-            if session.scalar(known.limit(1)) is None:
-                raise ChannelError(f"{identity.uri} has a key that is not known here", _JOIN)
+        kind = (
+            select(_Revocation.kind)
+            .where(_Revocation.value.in_([certificate.serial, certificate.key_fingerprint]))
+            .limit(1)
+            .scalar_subquery()
+        )
+        known = (
+            select(_Certificate.serial)
+            .where(_Certificate.name == identity.name, _Certificate.key_fingerprint == certificate.key_fingerprint)
+            .limit(1)
+            .scalar_subquery()
+        )
+        asked = select(_Member.role, _Member.standing, _Member.because, kind, known).where(
+            _Member.name == identity.name
+        )
+        with self._reading() as session:  # one statement: it is asked for every call and every stream
+            found = session.execute(asked).one_or_none()
+        if found is None or found[0] != identity.role:
+            raise ChannelError(f"{identity.uri} is not a member", _JOIN)
+        _, standing, because, revoked, serial = found
+        if standing != Standing.MEMBER:
+            raise ChannelError(f"{identity.uri} has {_ENDED[Standing(standing)]}: {because}", _JOIN)
+        if revoked is not None:
+            raise ChannelError(f"the {revoked} of {identity.uri} was revoked", _JOIN)
+        if serial is None:
+            raise ChannelError(f"{identity.uri} has a key that is not known here", _JOIN)
 
     def node_id(self, name: str) -> int:
         """The number that Flower's interfaces call a node by: 2 or more, one name's for ever."""
-        with Session(self._engine) as session:
+        with self._reading() as session:
             number = session.scalar(select(_Member.id).where(_Member.name == name, _Member.role == Role.NODE))
         if number is None:
             raise ChannelError(f"{name} is not a node of this federation", _JOIN)
@@ -186,17 +203,17 @@ class Members:
 
     def denied_keys(self) -> frozenset[str]:
         """The fingerprints of every key that was revoked."""
-        with Session(self._engine) as session:
+        with self._reading() as session:
             return frozenset(session.scalars(select(_Revocation.value).where(_Revocation.kind == "key")))
 
     def revision(self) -> int:
         """A number that changes whenever something was revoked, by any process: rows are added, never removed."""
-        with Session(self._engine) as session:
+        with self._reading() as session:
             return session.scalar(select(func.count()).select_from(_Revocation)) or 0
 
     def revoke(self, name: str, because: str, now: datetime, standing: Standing = Standing.REVOKED) -> None:
         """End a membership: its keys are denied, its open invitation is gone. Nobody else is touched."""
-        with Session(self._engine) as session, session.begin():
+        with self._writing() as session:
             withdrawn = session.execute(delete(_Invitation).where(_Invitation.name == name)).rowcount  # type: ignore[attr-defined]
             member = session.scalar(select(_Member).where(_Member.name == name))
             if member is None and not withdrawn:
@@ -207,20 +224,36 @@ class Members:
 
     def revoke_certificate(self, certificate: Certificate, because: str, now: datetime) -> None:
         """Deny one certificate by its serial; the member may renew with the key that it has."""
-        with Session(self._engine) as session, session.begin():
+        with self._writing() as session:
             _deny(session, certificate.identity.name, [certificate.serial], because, now, kind="serial")
 
     def all(self) -> tuple[MemberRecord, ...]:
         """Every member that there is or was, by name."""
-        with Session(self._engine) as session:
+        with self._reading() as session:
             return tuple(_record(session, member) for member in session.scalars(select(_Member).order_by(_Member.name)))
 
     def open_invitations(self, now: datetime) -> tuple[tuple[str, Role, datetime], ...]:
         """Name, role and end of every invitation that nobody has used yet."""
         wanted = select(_Invitation).where(_Invitation.redeemed_by.is_(None), _Invitation.expires > now.timestamp())
-        with Session(self._engine) as session:
+        with self._reading() as session:
             found = session.scalars(wanted.order_by(_Invitation.name))
             return tuple((one.name, Role(one.role), _moment(one.expires)) for one in found)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        try:
+            with Session(self._engine) as session:
+                yield session
+        except SQLAlchemyError as error:
+            raise ChannelError(
+                f"the database cannot be asked: {str(error).splitlines()[0]}",
+                "see that its disk has room and that it runs",
+            ) from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with self._reading() as session, session.begin():
+            yield session
 
     def _check_key(self, session: Session, key_fingerprint: str, name: str) -> None:
         """A denied key stays denied, and one key is one member's: institutions pin keys, not names."""
@@ -282,10 +315,6 @@ def _record(session: Session, member: _Member) -> MemberRecord:
 
 def _node_id(number: int) -> int:
     return number + FIRST_NODE_ID - 1
-
-
-def _word(member: _Member) -> str:
-    return "left the federation" if member.standing == Standing.LEFT else f"been revoked: {member.because}"
 
 
 def _moment(seconds: float) -> datetime:

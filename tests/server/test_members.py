@@ -314,3 +314,18 @@ def test_secret_of_one_member_is_not_anothers(federation: Federation) -> None:
     for name, token in tokens.items():
         chain = federation.registrar.join(token.secret, IdentityKey.generate().csr())
         assert peer_in(chain).identity.name == name
+
+
+def test_database_that_cannot_be_asked(federation: Federation) -> None:
+    """Whoever looks at the deny-list four times a second must learn it as an error that it knows."""
+    peer = joined(federation, "st-marys")
+    with open_database(federation.home.database).begin() as connection:
+        connection.exec_driver_sql("DROP TABLE revocations")
+    for ask in (
+        federation.members.revision,
+        federation.members.denied_keys,
+        lambda: federation.members.check(peer, now()),
+        lambda: federation.members.revoke("st-marys", "a test", federation.clock()),
+    ):
+        with pytest.raises(ChannelError, match="the database cannot be asked"):
+            ask()
