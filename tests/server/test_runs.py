@@ -432,6 +432,23 @@ def test_run_that_fails_because_the_server_ends_has_not_failed(make: Make, tmp_p
     assert ended(runs, "run-1") is RunState.RUNNING
 
 
+def test_run_that_is_interrupted_and_that_nobody_stopped_goes_on_at_the_next_start(make: Make, tmp_path: Path) -> None:
+    """The streams' hub ended before the runs did."""
+
+    def interrupted(job: Job) -> dict[str, object]:
+        job.wait_for_nodes(1)
+        job.grid.stop()
+        job.grid.wait_for_nodes(1)
+        return {}
+
+    runs = runs_in(tmp_path, carry_out={TRAINING: interrupted})
+    runs.submit(handed_in(make()), "tester")
+    assert ended(runs, "run-1") is RunState.RUNNING
+    again = runs_in(tmp_path)
+    again.start()
+    assert ended(again, "run-1") is RunState.FINISHED
+
+
 def test_closing_server_takes_no_more_runs(make: Make, tmp_path: Path) -> None:
     runs = runs_in(tmp_path)
     runs.close()
