@@ -12,7 +12,8 @@ from ..privacy.budget.options import AsJson, PassphraseFile
 from ..privacy.channel.member import IDENTITY, Member
 from ..privacy.errors import ChannelError, UsageError
 from ..privacy.home import Home, passphrase_from
-from ..privacy.log_lines import write_logs
+from ..privacy.log_lines import Level, LogJson, LogLevel, write_logs
+from .health import check_connected, is_running, told_status
 from .operator_cli import allow, distrust, trust
 from .state import MOST_WITHDRAWN, Orders, read_orders
 
@@ -34,7 +35,15 @@ def run(
         float, typer.Option(help="Seconds that an end waits for what is being trained.", min=0)
     ] = 300.0,
     passphrase_file: PassphraseFile = None,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Metrics for Prometheus (default: none; HOST: loopback).", metavar="[HOST:]PORT"),
+    ] = None,
+    healthcheck: Annotated[
+        bool, typer.Option("--healthcheck", help="Say whether the node of this home runs and is connected, and end.")
+    ] = False,
+    log_json: LogJson = False,
+    log_level: Level = LogLevel.INFO,
 ) -> None:
     """Run the institution's node: it dials out to the server and answers what its policy and budget allow.
 
@@ -42,28 +51,30 @@ def run(
     """
     if context.invoked_subcommand is not None:
         return
-    home, passphrase = Home.of(os.environ), passphrase_from(passphrase_file, os.environ)
+    home = Home.of(os.environ)
+    if healthcheck:
+        print(check_connected(home))
+        return
+    passphrase = passphrase_from(passphrase_file, os.environ)
     member = _member(home, passphrase)
     if check:
         _check(home, member, passphrase)
         return
     from .running import RunningNode
 
-    write_logs(log_json)
+    write_logs(log_json, log_level)
     facts = member.membership
     print(f"node {facts.name} of federation {facts.federation}: dialling {facts.address}")
     print("no port is opened here; stop with Ctrl-C or SIGTERM", flush=True)
-    asyncio.run(RunningNode(home, member, passphrase, stop_timeout).run())
+    asyncio.run(RunningNode(home, member, passphrase, stop_timeout, metrics).run())
 
 
 @node_app.command("status")
 def status(as_json: AsJson = False) -> None:
     """Say how the node stands: connection, offers, runs, and what it was told."""
-    from .running import is_running
-
     home = Home.of(os.environ)
     told: dict[str, Any] = {"is_running": is_running(home), "home": str(home.root)}
-    told |= _status(home)
+    told |= told_status(home)
     orders = read_orders(home.orders)
     told |= {"is_paused": orders.is_paused, "withdrawn": list(orders.withdrawn)}
     if as_json:
@@ -152,14 +163,6 @@ def _check(home: Home, member: Member, passphrase: bytes | None) -> None:
 def _order(is_paused: bool) -> None:
     home = Home.of(os.environ)
     Orders(is_paused, read_orders(home.orders).withdrawn).write(home.orders)
-
-
-def _status(home: Home) -> dict[str, Any]:
-    try:
-        told = json.loads(home.status.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
 
 
 def _lines(told: dict[str, Any]) -> list[str]:

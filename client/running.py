@@ -5,23 +5,26 @@ One process a home: a second one would answer for the same identity, and be refu
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from ..privacy.alone import only_one
 from ..privacy.channel.dial import bring_up_to_date
 from ..privacy.channel.files import write_whole
 from ..privacy.channel.member import Member
-from ..privacy.errors import PrivetError, UsageError
+from ..privacy.errors import PrivetError
 from ..privacy.home import Home
+from ..privacy.metrics_page import MetricsPage
+from ..privacy.service_manager import READY, STOPPING, status, tell_manager
+from .health import BEAT_SECONDS, lock_of
 from .link import Link
+from .metrics import CountedParty, NodeMetrics, Tally
 from .party import NodeParty
 
 log = logging.getLogger("privet.node")
@@ -30,30 +33,51 @@ _LOOK_SECONDS = 0.25  # until a command such as `privet node pause` is seen
 
 
 class RunningNode:
-    """One node process. `stop_seconds`: how long an end waits for what is being trained."""
+    """One node process. `stop_seconds`: how long an end waits for what is being trained.
 
-    def __init__(self, home: Home, member: Member, passphrase: bytes | None, stop_seconds: float) -> None:
+    `metrics`: where the page of metrics is, `[HOST:]PORT`; none where it is not given.
+    """
+
+    def __init__(
+        self, home: Home, member: Member, passphrase: bytes | None, stop_seconds: float, metrics: str | None = None
+    ) -> None:
         self._home = home
         self._member = member
         self._passphrase = passphrase
         self._stop_seconds = stop_seconds
+        self._metrics = metrics
+        self._tally = Tally()
         self._has_news = True
+        self._beat = 0.0
 
     async def run(self) -> None:
         """Serve until a signal asks to end, once gracefully, twice at once."""
-        with _only_one(self._home.root / "node.lock"):
+        root = self._home.root
+        with only_one(lock_of(self._home), f"{root}: a node runs here already", "privet node status"):
             asked = _signals(asyncio.get_running_loop())
             party = await asyncio.to_thread(NodeParty, self._home, self._member, self._passphrase, self._note_news)
-            link = Link(self._member, party, freshen=_freshen, is_packing=party.packs)
+            page = self._page(party)
+            link = Link(self._member, CountedParty(party, self._tally), freshen=_freshen, is_packing=party.packs)
             looking = asyncio.create_task(self._look(party, link))
             serving = asyncio.create_task(link.run())
+            tell_manager(READY)
             try:
                 await asyncio.wait([serving, asyncio.create_task(asked.wait())], return_when=asyncio.FIRST_COMPLETED)
             finally:
+                tell_manager(STOPPING)
                 await self._end(party, link, asked)
                 looking.cancel()
                 await asyncio.gather(looking, serving, return_exceptions=True)
                 self._write_status(party, "stopped")
+                if page is not None:
+                    await asyncio.to_thread(page.close)
+
+    def _page(self, party: NodeParty) -> MetricsPage | None:
+        if self._metrics is None:
+            return None
+        page = MetricsPage(self._metrics, NodeMetrics(self._home, self._member, party, self._tally))
+        log.info("metrics at http://%s/metrics", page.address)
+        return page
 
     async def _end(self, party: NodeParty, link: Link, asked: "_Asked") -> None:
         """Finish what has begun, and tell it; a second signal does not wait."""
@@ -80,10 +104,19 @@ class RunningNode:
             if self._has_news:
                 self._has_news = False
                 await asyncio.to_thread(self._write_status, party, party.state)
+                tell_manager(status(f"{party.state} {party.why}".strip()))
+            elif time.monotonic() >= self._beat:
+                self._touch_status()
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _note_news(self) -> None:
         self._has_news = True
+
+    def _touch_status(self) -> None:
+        """Show that the node has not hung: see health.py."""
+        self._beat = time.monotonic() + BEAT_SECONDS
+        with contextlib.suppress(OSError):
+            os.utime(self._home.status)
 
     def _write_status(self, party: NodeParty, state: str) -> None:
         presence = party.presence()
@@ -137,37 +170,6 @@ async def _idle(link: Link, asked: _Asked) -> None:
     """Until every answer was taken, or somebody is in a hurry."""
     while not link.is_idle and asked.count < 2:
         await asyncio.sleep(_LOOK_SECONDS)
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """This home's lock, as long as the process lives; raise UsageError where another has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UsageError(f"{path.parent}: a node runs here already", "privet node status") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def is_running(home: Home) -> bool:
-    """Whether a node runs in this home."""
-    path = home.root / "node.lock"
-    if not path.exists():
-        return False
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _text(seconds: float) -> str:

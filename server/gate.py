@@ -60,7 +60,7 @@ def peer(_: object) -> Peer:
 class Gate(grpc.aio.ServerInterceptor):
     """Lets a call through, or ends it with one short reason; the whole reason stands in the log."""
 
-    def __init__(self, roll: Roll, refused: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, roll: Roll, refused: Callable[[str], None] = lambda method: None) -> None:
         self._roll = roll
         self._refused = refused
 
@@ -105,6 +105,6 @@ class Gate(grpc.aio.ServerInterceptor):
             await asyncio.to_thread(self._roll.check, found, time.time())
         except ChannelError as error:
             log.warning("refused %s from %s: %s", method, context.peer(), error.message)
-            self._refused()
+            self._refused(method)
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{error.message}; {error.remedy}")
         _peer.set(found)

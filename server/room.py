@@ -11,6 +11,16 @@ class Room:
         self._free = self._size = size
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
+    @property
+    def size(self) -> int:
+        """All of it."""
+        return self._size
+
+    @property
+    def used(self) -> int:
+        """What is taken now."""
+        return self._size - self._free
+
     async def take(self, size: int) -> int:
         """Wait until `size` bytes are free; gives how many to put back."""
         wanted = min(size, self._size)

@@ -130,6 +130,12 @@ class RunBook:
         with self._transaction() as connection:
             return [_record_of(row) for row in connection.execute(query)]
 
+    def counts(self) -> dict[RunState, int]:
+        """How many runs are in each state that any is in."""
+        query = select(_Run.state, func.count()).group_by(_Run.state)
+        with self._transaction() as connection:
+            return {RunState(state): count for state, count in connection.execute(query)}
+
     def signed(self, run_id: str) -> SignedSubmission:
         """The submission, as it was signed."""
         columns = (_Run.submission, _Run.signature, _Run.certificates)

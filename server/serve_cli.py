@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from ..privacy.alone import only_one
 from ..privacy.home import Home
-from ..privacy.log_lines import write_logs
+from ..privacy.log_lines import Level, LogJson, LogLevel, write_logs
+from ..privacy.service_manager import READY, STOPPING, status, tell_manager
 
 AsText = Annotated[str | None, typer.Option(metavar="HOST:PORT")]
 
@@ -29,7 +31,15 @@ def serve(
     deadline: Annotated[
         float, typer.Option(help="Seconds for a round's answers, where the plan has no deadline.", min=0.1)
     ] = 3600.0,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Metrics for Prometheus (default: none; HOST: loopback).", metavar="[HOST:]PORT"),
+    ] = None,
+    healthcheck: Annotated[
+        bool, typer.Option("--healthcheck", help="Ask the server that runs here whether it serves, and end.")
+    ] = False,
+    log_json: LogJson = False,
+    log_level: Level = LogLevel.INFO,
 ) -> None:
     """Run the federation's server: nodes connect to it, operators submit runs to it.
 
@@ -39,13 +49,20 @@ def serve(
     from .serving import ServerOptions
 
     home = FederationHome.load(Home.of(os.environ).root / FEDERATION)
-    write_logs(log_json)
+    write_logs(log_json, log_level)
+    enrolling = enrolment_listen or _everywhere(home.facts.enrolment_address)
+    if healthcheck:
+        from .health import check_serving
+
+        print(check_serving(home, enrolling))
+        return
     options = ServerOptions(
         listen=listen or _everywhere(home.facts.address),
-        enrolment_listen=enrolment_listen or _everywhere(home.facts.enrolment_address),
+        enrolment_listen=enrolling,
         database=database or os.environ.get("PRIVET_DATABASE") or home.database,
         grace=grace,
         deadline=deadline,
+        metrics=metrics,
     )
     asyncio.run(_served(home.folder, options))
 
@@ -58,12 +75,21 @@ async def _served(folder: Path, options: "ServerOptions") -> None:  # type: igno
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     home = FederationHome.load(folder)
-    server = Server(home, options)
+    with only_one(folder / "server.lock", f"{folder}: a server of this federation runs already", "stop it first"):
+        await _until_stopped(Server(home, options), stopped)
+
+
+async def _until_stopped(server: "Server", stopped: asyncio.Event) -> None:  # type: ignore[name-defined]  # noqa: F821
+    home, options = server.home, server.options
     await server.start()
     print(f"federation {home.facts.name}: nodes and operators reach this server at {home.facts.address}")
     print(f"listening on {options.listen} (mutual TLS) and {options.enrolment_listen} (enrolment)")
+    if server.metrics_address:
+        print(f"metrics at http://{server.metrics_address}/metrics")
     print("open both ports to the institutions, and none at them; stop with Ctrl-C or SIGTERM", flush=True)
+    tell_manager(READY, status(f"federation {home.facts.name} at {home.facts.address}"))
     await stopped.wait()
+    tell_manager(STOPPING)
     print("stopping: runs keep their state", flush=True)
     await server.stop()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from cryptography import x509
 from flwr.app import ConfigRecord
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -25,6 +26,7 @@ from ..privacy.channel.credentials import server_credentials
 from ..privacy.channel.frames import GRPC_OPTIONS
 from ..privacy.channel.services import full_name
 from ..privacy.errors import ChannelError
+from ..privacy.metrics_page import MetricsPage
 from ..privacy.plan_app import AnySubmission, AppSubmission
 from ..privacy.signed import SignedSubmission, verified
 from .app_run import AppRuns
@@ -38,6 +40,7 @@ from .gate import Gate, peer
 from .grid import GridTerms, GrpcGrid
 from .link import GRACE_SECONDS, Hub, HubOptions
 from .members import Members
+from .metrics import CountedHub, Ends, ServerMetrics, Tally
 from .node_list import NodeList
 from .registrar import Registrar
 from .run_book import RunBook
@@ -52,17 +55,22 @@ log = logging.getLogger("privet.server")
 _LARGEST_ANSWER = 4 * 2**30  # bytes of arrays, where the request brings none to compare with
 _STOP_SECONDS = 2.0  # for calls that are under way when the server stops
 _TASK_VERSION = "task-version"
+_ALONE = ("grpc.so_reuseport", 0)  # else a second server takes every other connection, and nobody notices
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What an operator of a server may set. `listen`: `HOST:PORT`; `grace`, `deadline`: seconds."""
+    """What an operator of a server may set. `listen`: `HOST:PORT`; `grace`, `deadline`: seconds.
+
+    `metrics`: where the page of metrics is, `[HOST:]PORT`; none where it is not given.
+    """
 
     listen: str
     enrolment_listen: str
     database: str
     grace: float = GRACE_SECONDS
     deadline: float = DEADLINE_SECONDS
+    metrics: str | None = None
 
 
 class Server:
@@ -75,8 +83,14 @@ class Server:
         self.members = Members(engine)
         registrar = Registrar(home, self.members, clock)
         witnesses = Witnesses(home.folder / "witness", SigningKey.load_or_create(home.folder / "witness-key.pem"))
-        self.hub = Hub(self.members, witnesses, HubOptions(grace=options.grace))
-        self.gate = Gate(self.members)
+        self._tally, terms = Tally(), HubOptions(grace=options.grace)
+        is_counted = options.metrics is not None
+        self.hub = (
+            CountedHub(self._tally, self.members, witnesses, terms)
+            if is_counted
+            else Hub(self.members, witnesses, terms)
+        )
+        self.gate = Gate(self.members, self._tally.refuse)
         self.runs = Runs(
             RunBook(engine),
             self._folder_of,
@@ -101,9 +115,17 @@ class Server:
         self._enrolment = (enrolment_handlers(registrar, clock),)
         self._servers: list[grpc.aio.Server] = []
         self._watching: list[asyncio.Task[None]] = []
+        self._page: MetricsPage | None = None
+
+    @property
+    def metrics_address(self) -> str:
+        """Where the page of metrics is; empty where there is none."""
+        return self._page.address if self._page else ""
 
     async def start(self) -> None:
         """Open both ports, and go on with the runs that were under way."""
+        if self.options.metrics is not None:
+            self._page = MetricsPage(self.options.metrics, self._metrics())
         main = self._server(self._main, GRPC_OPTIONS, [self.gate])
         enrolment = self._server(self._enrolment, ENROLMENT_OPTIONS, [])
         presented = self._certificate.presented
@@ -121,6 +143,8 @@ class Server:
         await self._health.enter_graceful_shutdown()
         await asyncio.to_thread(self.runs.close)
         await self.hub.close()
+        if self._page is not None:
+            await asyncio.to_thread(self._page.close)
         for task in self._watching:
             task.cancel()
         await asyncio.gather(
@@ -133,11 +157,16 @@ class Server:
         options: Sequence[tuple[str, Any]],
         interceptors: Sequence[Any],
     ) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=list(interceptors), options=list(options))
+        server = grpc.aio.server(interceptors=list(interceptors), options=[*options, _ALONE])
         server.add_generic_rpc_handlers(tuple(handlers))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         self._servers.append(server)
         return server
+
+    def _metrics(self) -> ServerMetrics:
+        root = x509.load_pem_x509_certificate(self._root).not_valid_after_utc
+        ends = Ends(lambda: self._certificate.not_after, self.home.issuing().not_after, root)
+        return ServerMetrics(self.hub, self._tally, self.runs.book, ends)
 
     def _folder_of(self, run_id: str) -> RunFolder:
         return RunFolder(self.home.folder / "runs" / run_id)

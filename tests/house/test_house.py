@@ -53,6 +53,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "server/streams_service.py",
         "server/control.py",
         "server/enrolment.py",
+        "server/health.py",
         "server/serving.py",
         "client/link.py",
         "client/session.py",
