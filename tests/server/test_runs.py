@@ -456,6 +456,19 @@ def test_closing_server_takes_no_more_runs(make: Make, tmp_path: Path) -> None:
         runs.submit(handed_in(make()), "tester")
 
 
+def test_closing_server_resumes_nothing(make: Make, tmp_path: Path) -> None:
+    def fail(job: Job) -> dict[str, object]:
+        raise FederationError("no", "look")
+
+    runs = runs_in(tmp_path, carry_out={TRAINING: fail})
+    runs.submit(handed_in(make()), "tester")
+    assert ended(runs, "run-1") is RunState.FAILED
+    runs.close()
+    with pytest.raises(FederationError, match="the server is stopping"):
+        runs.resume("run-1")
+    assert runs.book.record("run-1").state is RunState.FAILED
+
+
 def test_run_that_was_being_stopped_when_the_process_died_is_stopped(make: Make, tmp_path: Path) -> None:
     runs = runs_in(tmp_path, lambda: LocalRunGrid(three(), connected=0))
     runs.submit(handed_in(make()), "tester")
