@@ -246,6 +246,15 @@ def test_certificate_that_the_issuers_key_made_behind_the_servers_back(federatio
         federation.members.check(peer_in(forged), now())
 
 
+def test_key_of_one_member_under_the_name_of_another(federation: Federation) -> None:
+    key = IdentityKey.generate()
+    joined(federation, "st-marys", key=key)
+    joined(federation, "st-annes")
+    forged = federation.home.issuing().issue(Identity("hearts", Role.NODE, "st-annes"), key.csr(), federation.clock())
+    with pytest.raises(ChannelError, match="key that is not known"):
+        federation.members.check(peer_in(forged), now())
+
+
 @pytest.mark.parametrize(("role", "name"), [(Role.NODE, "nobody"), (Role.OPERATOR, "st-marys")])
 def test_stranger(federation: Federation, role: Role, name: str) -> None:
     key = IdentityKey.generate()

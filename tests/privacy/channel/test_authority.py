@@ -138,7 +138,16 @@ def test_passphrase_of_the_root_is_hardened(tmp_path: Path) -> None:
     subprocess.run(command, cwd=tmp_path, check=True)
 
 
-@pytest.mark.parametrize("head", ["scrypt 9999999", "scrypt 17", "scrypt 0", "other 16", ""])
+def test_root_key_that_asks_for_much_memory(tmp_path: Path) -> None:
+    """2 GiB: refused before any is taken."""
+    files = tmp_path / "root.pem", tmp_path / "root-key.pem"
+    ROOT.save(*files, b"right", cost=16)
+    files[1].write_text(files[1].read_text().replace("scrypt 16", "scrypt 2097152", 1))
+    with pytest.raises(ChannelError, match="not a root's key"):
+        RootAuthority.load(*files, b"right")
+
+
+@pytest.mark.parametrize("head", ["scrypt 17", "scrypt 0", "other 16", ""])
 def test_root_key_that_asks_for_what_no_privet_wrote(tmp_path: Path, head: str) -> None:
     files = tmp_path / "root.pem", tmp_path / "root-key.pem"
     ROOT.save(*files, b"right", cost=16)
