@@ -20,8 +20,8 @@ MEMBERS = {Role.NODE, Role.OPERATOR, Role.AUDITOR}
 MAY = {
     "Nodes": {"Connect": {Role.NODE}, "Model": {Role.NODE}},
     "Control": {
-        **dict.fromkeys(("Submit", "Stop", "Resume", "Model"), {Role.OPERATOR}),
-        **dict.fromkeys(("Runs", "Run", "Watch", "ListNodes", "Witness"), {Role.OPERATOR, Role.AUDITOR}),
+        **{name: {Role.OPERATOR} for name in ("Submit", "Stop", "Resume", "Model")},
+        **{name: {Role.OPERATOR, Role.AUDITOR} for name in ("Runs", "Run", "Watch", "ListNodes", "Witness")},
     },
     "Membership": {"Renew": MEMBERS, "Leave": MEMBERS},
 }
@@ -29,7 +29,7 @@ EXPECTED = {f"/privet.v1.{service}/{name}": roles for service, names in MAY.item
 EXPECTED |= {f"/grpc.health.v1.Health/{name}": MEMBERS for name in ("Check", "Watch")}
 
 
-class Aborted(Exception):
+class AbortedError(Exception):
     """What gRPC raises where a call is ended."""
 
 
@@ -50,7 +50,7 @@ class Call:
 
     async def abort(self, code: grpc.StatusCode, details: str) -> None:
         self.ended_with = (code, details)
-        raise Aborted(details)
+        raise AbortedError(details)
 
 
 class Behind:
@@ -93,7 +93,7 @@ def certificate_of(authority: Authority, role: Role) -> bytes:
 
 
 def called(gate: Gate, behind: Behind, method: str, call: Call, is_streaming: bool = False) -> list[bytes]:
-    """What the caller gets; raises Aborted."""
+    """What the caller gets; raises AbortedError."""
 
     async def story() -> list[bytes]:
         async def find(_: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
@@ -133,7 +133,7 @@ def test_each_role_gets_what_it_may_and_nothing_else(
         assert called(gate, behind, method, call) == [b"asked"]
         assert (behind.served, refused) == ([f"some-{role}"], [])
         return
-    with caplog.at_level(logging.WARNING, "privet.server"), pytest.raises(Aborted):
+    with caplog.at_level(logging.WARNING, "privet.server"), pytest.raises(AbortedError):
         called(gate, behind, method, call)
     assert (behind.served, len(refused)) == ([], 1)
     assert call.ended_with is not None
@@ -144,7 +144,7 @@ def test_each_role_gets_what_it_may_and_nothing_else(
 @pytest.mark.parametrize("method", ["/privet.v1.Control/Delete", "/grpc.health.v1.Health/List", "/a.b/C", ""])
 def test_method_without_a_rule_is_closed_to_all(method: str, certificates: dict[Role, bytes]) -> None:
     for role in MEMBERS:
-        with pytest.raises(Aborted):
+        with pytest.raises(AbortedError):
             called(Gate(OpenRoll()), Behind(), method, Call(certificates[role]))
 
 
@@ -154,7 +154,7 @@ def test_streaming_call_passes_the_gate_before_its_first_answer(certificates: di
     assert (
         called(Gate(OpenRoll()), behind, watch, Call(certificates[Role.AUDITOR]), is_streaming=True) == [b"asked"] * 2
     )
-    with pytest.raises(Aborted):
+    with pytest.raises(AbortedError):
         called(Gate(OpenRoll()), behind, watch, Call(certificates[Role.NODE]), is_streaming=True)
     assert behind.served == ["some-auditor"]
 
@@ -164,7 +164,7 @@ def test_call_without_certificate_or_over_old_tls_is_refused(
     certificate: bytes, tls: bytes, certificates: dict[Role, bytes]
 ) -> None:
     call = Call(certificates[Role.NODE] if certificate == b"good" else certificate, tls)
-    with pytest.raises(Aborted):
+    with pytest.raises(AbortedError):
         called(Gate(OpenRoll()), Behind(), "/privet.v1.Nodes/Connect", call)
     assert call.ended_with is not None
     assert call.ended_with[0] is grpc.StatusCode.PERMISSION_DENIED
@@ -175,7 +175,7 @@ def test_revoked_member_is_refused_with_the_reason(authority: Authority) -> None
     chain = authority.issuer.issue(Identity(authority.federation, Role.NODE, "gone"), key.csr(), datetime.now(UTC))
     roll.deny(key.fingerprint)
     call = Call(chain)
-    with pytest.raises(Aborted):
+    with pytest.raises(AbortedError):
         called(Gate(roll), Behind(), "/privet.v1.Nodes/Connect", call)
     assert call.ended_with is not None
     assert "gone was revoked" in call.ended_with[1]
