@@ -1,0 +1,39 @@
+"""One process at a time, as long as it lives."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from privet.privacy.alone import is_held, only_one
+from privet.privacy.errors import UsageError
+
+HOLD = """
+import sys
+from pathlib import Path
+from privet.privacy.alone import only_one
+with only_one(Path(sys.argv[1]), "", ""):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_second_process_is_refused_until_the_first_is_gone_however_it_ends(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    command = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert is_held(lock)
+        with pytest.raises(UsageError, match="runs already"), only_one(lock, "runs already", "stop it"):
+            raise AssertionError("two hold one lock")
+        holder.kill()
+        holder.wait(20)
+    assert not is_held(lock)
+    with only_one(lock, "runs already", "stop it"):
+        assert is_held(lock)
+
+
+def test_lock_that_nobody_has_made_is_not_held_and_is_not_made_by_looking(tmp_path: Path) -> None:
+    assert not is_held(tmp_path / "lock")
+    assert not (tmp_path / "lock").exists()
