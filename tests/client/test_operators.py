@@ -173,6 +173,12 @@ def test_operator_of_another_federation(house: House, submission: Submission) ->
     assert house.refusal(asked(stranger.signs(submission))) == Refusal.NOT_SIGNED
 
 
+def test_node_of_one_federation_is_not_asked_for_another(house: House, submission: Submission) -> None:
+    elsewhere = Operators(AUTHORITY.root_pem, "others", dict)
+    with pytest.raises(RefusedError, match="is for federation test, this is others"):
+        elsewhere.admitted(ALICE.signs(submission), NOW)
+
+
 def test_node_certificate_signs_nothing(house: House, submission: Submission) -> None:
     assert house.refusal(asked(AUTHORITY.party("tester", Role.NODE).signs(submission))) == Refusal.NOT_SIGNED
 

@@ -45,7 +45,7 @@ def why(house: Institution, root: bytes | None = ROOT) -> str:
 
 def charge(house: Institution, submission: Submission) -> dict[str, Any]:
     """What the guard would write of it."""
-    probe = Institution(house.folder / f"probe-{submission.run_id}", clock=house.clock)
+    probe = Institution(house.folder / f"probe-{submission.run_id}-{house.clock.moment:%H%M%S}", clock=house.clock)
     probe.open()
     assert probe.admit(submission)
     (entry,) = (entry for entry in probe.ledger.entries() if entry.kind == "charge")
@@ -255,6 +255,15 @@ def test_operator_with_a_new_key_is_a_note(house: Institution) -> None:
     audit = audited(house)
     assert audit.holds
     assert any(f"operator alice signs with another key in entry {number}" in note for note in audit.notes)
+
+
+def test_run_charged_twice_keeps_its_first_operator(house: Institution) -> None:
+    first = forge(house)
+    second = forge(house)
+    assert found(house) == {(second + 1, "charged-twice")}
+    signed = audited(house).history.runs["run-1"].signed
+    assert signed is not None
+    assert signed.entry == first
 
 
 # Flower apps.
