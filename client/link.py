@@ -6,7 +6,8 @@ The rules:
 3. A request that comes again is not carried out again while it is being worked on or its answer is still here.
 4. The head of the ledger that an answer brings is read when the answer is sent, so that heads never go backwards.
 5. A connection that is lost is opened again, at once and then ever more slowly, with chance in it, so that a thousand
-   nodes do not come back in one moment.
+   nodes do not come back in one moment. Only what was of use begins at once again: an answer that cannot be taken is
+   not sent five times a second.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ log = logging.getLogger("privet.node")
 
 INSTANCE_BYTES = 16
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 30.0  # seconds between tries
+_LONG_CONNECTION = 30.0  # seconds: one that breaks sooner, without an answer taken, may break again at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +87,18 @@ class Link:
         party: Party,
         freshen: Callable[[Member], None],
         is_packing: Callable[[str], bool] = lambda run_id: False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._member = member
         self._party = party
         self._freshen = freshen
         self._is_packing = is_packing
+        self._clock = clock
         self._instance = os.urandom(INSTANCE_BYTES)
         self._answers: dict[bytes, tuple[str, Message]] = {}  # by ask: run and answer, until they are taken
         self._working: set[bytes] = set()
         self._session: Session | None = None
+        self._is_of_use = False
         self._stopped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -101,8 +106,9 @@ class Link:
         """Stay connected until `stop`."""
         pause = _FIRST_PAUSE
         while not self._stopped.is_set():
+            self._is_of_use, begin = False, time.monotonic()
             try:
-                pause = _FIRST_PAUSE if await self._connected() else pause
+                await self._connected()
             except PrivetError as error:
                 log.error("%s; try: %s", error.message, error.remedy)
                 self._party.told("refused", error.message)
@@ -111,6 +117,8 @@ class Link:
                 self._party.told("disconnected", "a defect; see the log")
             if self._stopped.is_set():
                 return
+            if self._is_of_use or time.monotonic() - begin > _LONG_CONNECTION:
+                pause = _FIRST_PAUSE
             await self._rest(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -137,7 +145,7 @@ class Link:
             protocol=PROTOCOL,
             version=__version__,
             instance=self._instance,
-            clock=time.time(),
+            clock=self._clock(),
             presence=_presence(self._party.presence()),
             python=platform.python_version(),
         )
@@ -167,6 +175,7 @@ class Link:
 
     def taken(self, ask_id: bytes) -> None:
         """The server has this answer."""
+        self._is_of_use = True
         self._answers.pop(ask_id, None)
 
     def dropped(self, ask_id: bytes) -> None:
@@ -193,8 +202,8 @@ class Link:
         if self._session is not None:
             self._session.send(pb.Frame(presence=_presence(self._party.presence())))
 
-    async def _connected(self) -> bool:
-        """One connection, from its beginning to its end; whether the server welcomed us."""
+    async def _connected(self) -> None:
+        """One connection, from its beginning to its end."""
         await asyncio.to_thread(self._freshen, self._member)
         options = [*GRPC_OPTIONS, ("grpc.enable_retries", 0)]
         async with grpc.aio.secure_channel(
@@ -211,7 +220,6 @@ class Link:
                 self._party.told("disconnected", str(error.details()))
             finally:
                 self._session = None
-            return session.is_welcome
 
     async def _rest(self, seconds: float) -> None:
         try:

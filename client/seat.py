@@ -19,8 +19,6 @@ from .link import Asked
 
 log = logging.getLogger("privet.node")
 
-_APP_RAISED, _APP_FAILED = 2, "app-failed"  # Flower's own code for a ClientApp that raised
-
 
 class Served(Protocol):
     """What a seat asks: the node of a run, or an app."""
@@ -81,7 +79,7 @@ class Seat:
         self._thread.join(timeout)
 
     def _serve(self) -> None:
-        while (asked := self._asked.get()) is not None:
+        while (asked := self._next()) is not None:
             if asked.id in self._dropped:
                 self._dropped.discard(asked.id)
                 continue
@@ -100,6 +98,11 @@ class Seat:
         if self._served is not None:
             self._served.close()
 
+    def _next(self) -> Asked | None:
+        if self._asked.empty():
+            self._dropped.clear()  # they were begun before they were dropped
+        return self._asked.get()
+
     def _replied(self, message: Message) -> Message:
         """The reply, or one code of the closed list; what happened stays in the local log."""
         try:
@@ -113,7 +116,7 @@ class Seat:
             log.error("run %s: no answer: %s; try: %s", self.work.run_id, error.message, error.remedy)
         except Exception:
             log.exception("run %s: no answer could be made", self.work.run_id)
-        return Message(Error(_APP_RAISED, _APP_FAILED), reply_to=message)
+        return Message(Error(words.APP_RAISED, words.APP_FAILED), reply_to=message)
 
 
 def refused(message: Message, refusal: RefusedError, run_id: str) -> Message:

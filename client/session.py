@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc.aio
-from flwr.app import Message
+from flwr.app import Error, Message
 
 from ..privacy.channel import privet_pb2 as pb
+from ..privacy.channel import words
 from ..privacy.channel.flower import SERVER_NODE_ID, run_number
-from ..privacy.channel.frames import Incoming, encode, read_frame, to_message
+from ..privacy.channel.frames import Incoming, Outgoing, encode, read_frame, to_message
 from ..privacy.channel.member import Member
 from ..privacy.errors import ChannelError
 
@@ -127,8 +128,8 @@ class Session:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._call.cancel()
-        for task in done:
-            if not task.cancelled():
+        for task in self._tasks:  # in this order: what the server said comes before what could not be written then
+            if task in done and not task.cancelled():
                 task.result()
 
     async def _welcome(self) -> None:
@@ -219,7 +220,7 @@ class Session:
             return
         run_id, message = ready
         message_id = os.urandom(16)
-        outgoing = encode(message, message_id=message_id, reply_to=ask_id, run_id=run_id, pack=self._desk.packs(run_id))
+        outgoing = self._encoded(message, message_id, ask_id, run_id)
         decision = self._granted[message_id] = self._granted[ask_id] = asyncio.get_running_loop().create_future()
         try:
             await self._call.write(outgoing.header_frame)
@@ -228,6 +229,16 @@ class Session:
                     await self._call.write(frame)
         finally:
             del self._granted[message_id], self._granted[ask_id]
+
+    def _encoded(self, message: Message, message_id: bytes, ask_id: bytes, run_id: str) -> Outgoing:
+        """The answer as frames; one that the channel does not carry becomes a failure, or it would block all others."""
+        try:
+            packs = self._desk.packs(run_id)
+            return encode(message, message_id=message_id, reply_to=ask_id, run_id=run_id, pack=packs)
+        except ChannelError as error:
+            log.error("run %s: an answer that cannot be sent: %s; try: %s", run_id, error.message, error.remedy)
+            failed = Message(Error(words.APP_RAISED, words.APP_FAILED), reply_to=message)
+            return encode(failed, message_id=message_id, reply_to=ask_id, run_id=run_id)
 
     def _decide(self, message_id: bytes, is_granted: bool) -> None:
         decision = self._granted.get(message_id)

@@ -14,8 +14,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +38,8 @@ _DENIED_EVERY_SECONDS = 0.25  # so that a revoked stream ends within a second
 # Heads that are countersigned at once: each waits for the disk, and a disk serves many waits as fast as one.
 _HEADS_AT_ONCE = 32
 _SENDS_AT_ONCE = 4  # large messages on their way out; each holds about two chunks
+_PLACE_SECONDS = 5.0  # for which one of them keeps the others waiting: a slow reader goes on beside them
+STALL_SECONDS = 60.0  # without a chunk of a body that was granted; keepalive finds dead peers sooner
 # Answers on their way in. An update must fit in; four of 40 MB keep the line and the sum busy.
 ROOM_BYTES = 160 * 2**20
 
@@ -63,11 +66,13 @@ class Roll(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HubOptions:
-    """What an operator of a server may set. `grace`: seconds."""
+    """What an operator of a server may set. `grace`, `stall`, `place`: seconds. `room`: bytes."""
 
     grace: float = GRACE_SECONDS
     limits: Limits = LIMITS
     room: int = ROOM_BYTES
+    stall: float = STALL_SECONDS
+    place: float = _PLACE_SECONDS
 
 
 class Hub:
@@ -82,7 +87,7 @@ class Hub:
     ) -> None:
         self.options = options or HubOptions()
         self.room = Room(self.options.room)
-        self.sends = asyncio.Semaphore(_SENDS_AT_ONCE)
+        self._sends = asyncio.Semaphore(_SENDS_AT_ONCE)
         self.clock = clock
         self.witnesses = witnesses
         self.signing = ThreadPoolExecutor(_HEADS_AT_ONCE, thread_name_prefix="witness")
@@ -95,11 +100,11 @@ class Hub:
         self._given_up: dict[int, asyncio.TimerHandle] = {}
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
-        self._views: tuple[NodeView, ...] = ()
+        self._views: Sequence[NodeView] = []  # a new list whenever something is another: two empty ones differ
 
     # ---- from any thread ----
 
-    def nodes(self) -> tuple[NodeView, ...]:
+    def nodes(self) -> Sequence[NodeView]:
         """Who is connected, in order of name."""
         return self._views
 
@@ -107,7 +112,7 @@ class Hub:
         """The name in the certificate of a node that was connected once; else empty."""
         return self._names.get(node_id, "")
 
-    def wait_for_change(self, seen: Sequence[NodeView], timeout: float | None) -> tuple[NodeView, ...]:
+    def wait_for_change(self, seen: Sequence[NodeView], timeout: float | None) -> Sequence[NodeView]:
         """Who is connected, as soon as that is another than `seen`, or after `timeout` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._views is not seen, timeout)
@@ -116,7 +121,7 @@ class Hub:
     def wake(self) -> None:
         """Let everybody who waits for a change look again."""
         with self._changed:
-            self._views = (*self._views,)
+            self._views = [*self._views]
             self._changed.notify_all()
 
     def post(self, asks: Iterable[Ask]) -> None:
@@ -165,7 +170,7 @@ class Hub:
         """What is offered, or by whom, is another now."""
         streams = sorted(self._streams.values(), key=lambda stream: stream.name)
         with self._changed:
-            self._views = tuple(stream.view() for stream in streams)
+            self._views = [stream.view() for stream in streams]
             self._changed.notify_all()
 
     def asked(self, ask_id: bytes, node_id: int, run_id: str) -> Ask | None:
@@ -183,6 +188,23 @@ class Hub:
             arrived.release()
             return
         arrived.ask.mailbox.put(arrived)
+
+    @asynccontextmanager
+    async def sending(self) -> AsyncIterator[None]:
+        """A place among the large messages that go out. Who is slow loses it to others, and goes on without."""
+        await self._sends.acquire()
+        place = [self._sends.release]
+
+        def leave() -> None:
+            if place:
+                place.pop()()
+
+        timer = self._loop.call_later(self.options.place, leave)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            leave()
 
     async def watch_denied(self) -> None:
         """Look at the deny-list, and at expiry, until cancelled: end the streams that may not go on."""
@@ -251,4 +273,4 @@ class Hub:
             ask = self._asks.pop(ask_id, None)
             stream = self._streams.get(ask.node_id) if ask else None
             if stream is not None:
-                stream.tell_dropped(ask_id)
+                stream.drop(ask_id)

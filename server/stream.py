@@ -6,7 +6,7 @@ The rules:
 3. An answer must name an ask that waits for this node, in this run; any other is logged and dropped, never delivered.
 4. The head of the ledger that comes with an answer is countersigned before the answer is handed on, and answers are
    taken in the order in which they come. An answer that contradicts what was witnessed is none.
-5. A body that was granted keeps coming; a stream that stalls is ended.
+5. A body that was granted keeps coming; a stream that stalls is ended. What nobody waits for any more holds no room.
 """
 
 import asyncio
@@ -37,7 +37,6 @@ PROTOCOL = 1
 INSTANCE_BYTES = 16
 LARGEST_CLOCK_DIFFERENCE = 300.0  # seconds; certificates and submissions are judged by the clock
 _HELLO_SECONDS = 20.0
-_STALL_SECONDS = 60.0  # without a chunk of a body that was granted; keepalive finds dead peers sooner
 _MOST_OFFERS = 1000  # tasks, apps
 _LONGEST_NAME = 200  # characters of anything that a node says of itself
 _MOST_QUEUED = 10_000  # frames and asks on their way to one node
@@ -111,8 +110,19 @@ class NodeStream:
         except asyncio.QueueFull:
             self.end("it does not read what it is sent", grpc.StatusCode.RESOURCE_EXHAUSTED)
 
+    def drop(self, ask_id: bytes) -> None:
+        """Nobody waits for this answer any more: what of it is here, or on its way, is let go."""
+        body = self._open
+        if body is not None and body.ask is not None and body.ask.id == ask_id:
+            if body.may_come:
+                body.abandon()
+            else:
+                body.let_go()
+                self._open = None
+        self.tell_dropped(ask_id)
+
     def tell_dropped(self, ask_id: bytes) -> None:
-        """Nobody waits for this answer any more."""
+        """The node need not send this answer, or keep it."""
         self.send(pb.Frame(dropped=pb.Dropped(message_id=ask_id)))
 
     def tell_denied(self, keys: frozenset[str]) -> None:
@@ -189,7 +199,7 @@ class NodeStream:
         if ask.outgoing.size <= INLINE_BYTES:
             await self._write_message(ask)
             return
-        async with self._hub.sends:
+        async with self._hub.sending():
             await self._write_message(ask)
 
     async def _write_message(self, ask: Ask) -> None:
@@ -222,8 +232,7 @@ class NodeStream:
 
     async def _next(self) -> "pb.Frame | memoryview | None":
         """The next frame; None at the end of the stream."""
-        reading = self._context.read()
-        data = await (asyncio.wait_for(reading, _STALL_SECONDS) if self._open and self._open.is_granted else reading)
+        data = await self._context.read()
         return None if data is grpc.aio.EOF else read_frame(data)
 
     def _begin(self, header: pb.Header) -> None:
@@ -233,10 +242,8 @@ class NodeStream:
         size = header.records_bytes + header.payload_bytes
         if ask is None:
             log.info("node %s: an answer in run %.64r that nobody waits for", self.name, header.run_id)
-            self._open = _Body(None, None, size)
-            if size > INLINE_BYTES:
-                self._open = None  # its body stays with the node
-                self.tell_dropped(header.reply_to)
+            self._open = _Body(None, None, size) if size <= INLINE_BYTES else None  # a large body stays with the node
+            self.tell_dropped(header.reply_to)
             return
         if header.payload_bytes > ask.largest_answer:
             raise ChannelError(
@@ -253,22 +260,31 @@ class NodeStream:
         body.release = lambda: room.put_back(taken)
         body.is_granted = True
         self.send(pb.Frame(grant=pb.Grant(message_id=message_id)))
+        await self._watch(body)
+
+    async def _watch(self, body: "_Body") -> None:
+        """End the stream when a body that was granted stops coming: it holds room that others wait for."""
+        left, stall = -1, self._hub.options.stall
+        while left != body.left:
+            left = body.left
+            await asyncio.sleep(stall)
+        self.end(f"it was granted {body.size} bytes, and sent nothing of them for {stall:g} s")
 
     def _take_chunk(self, chunk: memoryview) -> None:
         body = self._open
         if body is None or not body.may_come:
             raise ChannelError(f"{self.name} sent a chunk that nobody granted", "update the node")
+        body.left -= len(chunk)
+        if body.left < 0:
+            raise ChannelError(f"{self.name} sent more than it announced", "update the node")
         if body.incoming is not None:
             body.incoming.add(chunk)
-            return
-        body.size -= len(chunk)
-        if body.size < 0:
-            raise ChannelError(f"{self.name} sent more than it announced", "update the node")
 
     async def _finish(self, end: pb.End) -> None:
         body, self._open = self._open, None
         if body is None or not body.may_come:
             raise ChannelError(f"{self.name} ended a message that it had not begun", "update the node")
+        body.stop_watching()
         try:
             if body.ask is not None and body.incoming is not None:
                 await self._deliver(body, body.ask, body.incoming, end)
@@ -315,12 +331,12 @@ class NodeStream:
 
 
 class _Body:
-    """A message on its way in. Without an ask it is thrown away as it comes."""
+    """A message on its way in. Without an ask it is thrown away as it comes. `left`: bytes that have not come."""
 
     def __init__(self, ask: Ask | None, incoming: Incoming | None, size: int) -> None:
         self.ask = ask
         self.incoming = incoming
-        self.size = size
+        self.size = self.left = size
         self.is_granted = False
         self.granting: asyncio.Task[None] | None = None
         self.release: Any = None
@@ -332,8 +348,17 @@ class _Body:
 
     def let_go(self) -> None:
         """It will not be finished: give back what it holds."""
+        self.stop_watching()
+        self.abandon()
+
+    def stop_watching(self) -> None:
+        """It is whole, or will never be."""
         if self.granting is not None:
             self.granting.cancel()
+
+    def abandon(self) -> None:
+        """Nobody waits for it: what still comes is thrown away."""
+        self.ask = self.incoming = None
         if self.release is not None:
             self.release()
             self.release = None

@@ -45,3 +45,6 @@ LOST = 1001  # none will come: the node went away
 DISCONNECTED = "disconnected"
 CONTRADICTS = 1002  # the ledger's head contradicts what was witnessed
 LEDGER_CONTRADICTS = "ledger-contradicts"
+# What a node says where no answer could be made or sent; the number is Flower's own for an app that raised.
+APP_RAISED = 2
+APP_FAILED = "app-failed"
