@@ -229,7 +229,11 @@ class Hub:
         if revision != self._revision:
             self.denied = await asyncio.to_thread(self.roll.denied_keys)
             self._revision = revision
-            for stream in list(self._streams.values()):
+            streams = list(self._streams.values())
+            for stream in streams:  # first those whose key is known to be denied: no question to the database each
+                if stream.peer.key_fingerprint in self.denied:
+                    stream.end(f"{stream.name} was revoked", grpc.StatusCode.PERMISSION_DENIED)
+            for stream in streams:
                 stream.tell_denied(self.denied)
                 await self._check(stream, now)
         for stream in [s for s in self._streams.values() if s.peer.not_after.timestamp() <= now]:
