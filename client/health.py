@@ -33,7 +33,7 @@ def told_status(home: Home) -> dict[str, Any]:
     try:
         with home.status.open("rb") as file:
             told = json.loads(file.read(_LARGEST_STATUS))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
 
