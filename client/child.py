@@ -42,11 +42,11 @@ class Child:
     """One process. It runs `module`. `ask` is for one thread at a time; `kill` is for any."""
 
     def __init__(self, module: str, log: Path, threads: int = 1, environment: Mapping[str, str] | None = None) -> None:
+        self._log = LocalLog(log)
         ours, theirs = socket.socketpair()
         self._module = module
         self._socket = ours
         self._pipe = Pipe(ours)
-        self._log = LocalLog(log)
         self._environment = {**environment_of(os.environ), **(environment or {}), "OMP_NUM_THREADS": str(threads)}
         self._process: subprocess.Popen[bytes] | None = None
         self._failures: list[OSError] = []
@@ -86,9 +86,7 @@ class Child:
             if answer is not None:
                 return answer
             self._end_within(_GRACE_SECONDS, "it closed its socket")
-        why = self.why_it_ended()
-        self._pipe.close()
-        raise ChildEndedError(why)
+        raise ChildEndedError(self.why_it_ended())
 
     def kill(self, why: str) -> None:
         """End it and all that it started, at once; returns when it is gone."""

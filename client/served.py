@@ -123,6 +123,7 @@ class Served:
         try:
             answer = child.ask(Packet({**packet.head, "number": self._number}, packet.arrays, packet.raw), seconds)
         except ChildEndedError as error:
+            child.close()
             raise self._lost(error) from None
         failed = answer.head.get("failed")
         if failed is None and answer.head.get("number") == self._number:

@@ -27,7 +27,8 @@ Make = Callable[..., Served]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     made: list[Served] = []
 
     def make(name: str = "run-1", seconds: float | None = LONG, memory: int | None = None, **head: object) -> Served:
@@ -330,6 +331,16 @@ def test_what_a_process_left_behind_ends_with_it(make: Make, deed: str, end: str
         with pytest.raises(TaskError):
             do(served, "exit")
     assert is_gone(left)
+
+
+def test_end_of_a_process_is_seen_though_another_holds_its_socket(make: Make, tmp_path: Path) -> None:
+    """One that left the group and stays cannot be ended from here, and must not be waited for."""
+    served, left = make(seconds=None), tmp_path / "left"
+    try:
+        with pytest.raises(TaskError, match="exit status 3"):
+            do(served, "fork away and die", file=str(left), fifo=str(fifo(tmp_path)))
+    finally:
+        os.kill(int(left.read_text()), signal.SIGKILL)
 
 
 def test_two_runs_at_once_do_not_wait_for_each_other(make: Make, tmp_path: Path) -> None:

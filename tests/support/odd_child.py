@@ -77,6 +77,14 @@ def opened(head):
                 if not left_pid:
                     signal.pause()
                 return Packet({"left": left_pid})
+            case "fork away and die":
+                if not os.fork():
+                    os.setsid()
+                    Path(asked.head["file"]).write_text(str(os.getpid()))
+                    with Path(asked.head["fifo"]).open("w"):
+                        signal.pause()
+                with Path(asked.head["fifo"]).open("r"):
+                    os._exit(3)
             case "look":
                 return Packet(
                     {
