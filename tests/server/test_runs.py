@@ -156,6 +156,36 @@ def test_run_that_was_stopped_anywhere_ends_with_the_same_model(make: Make, tmp_
     assert ended(runs, "run-1") is RunState.FINISHED
     assert arrays_of(runs) == arrays_of(whole)
     assert [e.body["round"] for e in runs.book.events("run-1") if e.kind == "round"] == [1, 2, 3, 4]
+    lives = 2 if at > 3 else 1  # in which a round ended: bytes of both are added up
+    assert runs.book.record("run-1").standing["traffic"] == [1000 * lives, 500 * lives]
+
+
+def test_roll_is_told_again_only_when_it_has_changed(make: Make, tmp_path: Path) -> None:
+    """A paused node is asked before every round; that is no news."""
+    grid = LocalRunGrid([*three()[:2], FakeNode("node-3", describe=lambda _: "paused")])
+    runs = runs_in(tmp_path, lambda: grid)
+    runs.submit(handed_in(make()), "tester")
+    assert ended(runs, "run-1") is RunState.FINISHED
+    [roll] = [event.body for event in runs.book.events("run-1") if event.kind == "roll"]
+    assert roll == {"members": ["node-1", "node-2"], "refused": {"node-3": "paused"}, "not_asked": {}}
+
+
+def test_nodes_are_shown_the_signature_under_the_names_in_their_certificates(make: Make, tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    def look(message: Message) -> str:
+        config = message.content[words.CONFIG]
+        seen.append((config[words.SIGNATURE], config[words.CERTIFICATES]))  # type: ignore[index]
+        return ""
+
+    nodes = [FakeNode("node-1", describe=look), FakeNode("node-2"), FakeNode("node-3")]
+    grid = LocalRunGrid(nodes)
+    nodes[2].name = "node-1"  # what it says of itself from now on
+    runs = runs_in(tmp_path, lambda: grid)
+    runs.submit(handed_in(make()), "tester")
+    assert ended(runs, "run-1") is RunState.FINISHED
+    assert seen == [(b"signature", CERTIFICATES)]
+    assert runs.book.record("run-1").standing["refused"] == {"node-3": "other-name"}
 
 
 def test_failed_run_says_why_and_can_be_resumed(make: Make, tmp_path: Path) -> None:
