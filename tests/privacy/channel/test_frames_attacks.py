@@ -387,6 +387,23 @@ def test_an_array_is_given_memory_when_it_begins_not_when_it_is_announced() -> N
     assert held < 2**30 + 2**20
 
 
+def test_an_end_before_all_bytes_are_there() -> None:
+    """Even one whose digest is right for what came so far."""
+    records = pb.Records(records=[arrays(HEAD)]).SerializeToString()
+    nothing = hashlib.sha256().digest()
+    for header, comes, digests in (
+        (header_of(records, 4), (), (nothing, nothing)),
+        (header_of(records, 4), (records,), (hashlib.sha256(records).digest(), nothing)),
+        (header_of(b"\x0a\x00"), (), (nothing, nothing)),
+    ):
+        incoming = Incoming(header)
+        for chunk in comes:
+            incoming.add(chunk)
+        assert not incoming.is_complete
+        with pytest.raises(ChannelError, match="missing"):
+            incoming.finish(pb.End(sha256=total_digest(header, *digests)))
+
+
 def test_an_error_ends_a_message_for_good() -> None:
     records = pb.Records(records=[arrays(HEAD)]).SerializeToString()
     header = header_of(records, 4)
