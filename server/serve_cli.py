@@ -90,8 +90,10 @@ async def _until_stopped(server: "Server", stopped: asyncio.Event) -> None:  # t
     tell_manager(READY, status(f"federation {home.facts.name} at {home.facts.address}"))
     await stopped.wait()
     tell_manager(STOPPING)
-    print("stopping: runs keep their state", flush=True)
-    await server.stop()
+    try:
+        print("stopping: runs keep their state", flush=True)
+    finally:  # whether or not somebody reads it
+        await server.stop()
 
 
 def _everywhere(address: str) -> str:
