@@ -410,5 +410,9 @@ def test_book_remembers_signers_and_apps_over_a_snapshot(
     house.accounts.ledger.save_snapshot(head.sequence, house.accounts.book.dump())
     house.start()
     assert house.accounts.book.apps == {"run-1": app.hash}
+    assert {run: known.key_fingerprint for run, known in house.accounts.book.signers.items()} == {
+        "run-1": ALICE.key.fingerprint,
+        "run-2": ALICE.key.fingerprint,
+    }
     house.operators.deny([ALICE.key.fingerprint])
     assert house.refusal(asked(ALICE.signs(task), 2)) == Refusal.OPERATOR_REVOKED

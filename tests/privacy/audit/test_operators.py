@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledgers import ALICE, FEDERATION, START, Institution
+from ledgers import ALICE, FEDERATION, START, Institution, resigned, written
 from privet.__main__ import run
 from privet.privacy.audit.claims import as_json, claims_of
 from privet.privacy.audit.replay import Audit, audit_ledger
@@ -77,6 +77,14 @@ def test_charge_that_nobody_signed_for(house: Institution) -> None:
     assert found(house) == {(number, "unsigned")}
 
 
+def test_ledger_that_does_not_say_what_it_is_needs_signatures(house: Institution, tmp_path: Path) -> None:
+    """Who cuts the opening off must not make a simulation of it."""
+    house.ledger.append("charge", charge(house, house.submission("run-1")))
+    rows = resigned(house.rows()[1:], house.key)
+    audit = audit_ledger(written(tmp_path / "cut.sqlite", rows), public_key=house.key.public)
+    assert {violation.code for violation in audit.violations} == {"opening", "unsigned"}
+
+
 def test_simulation_needs_no_signatures(tmp_path: Path) -> None:
     house = Institution(tmp_path / "simulated", purpose="simulation")
     house.open()
@@ -101,8 +109,8 @@ def test_operator_who_signed_for_nothing(house: Institution) -> None:
 
 def test_operator_whose_charge_stands_elsewhere(house: Institution) -> None:
     """One entry between them is one too many: they are written in one step."""
-    body = charge(house, house.submission("run-1"))
     submission = house.submission("run-1")
+    body = charge(house, submission)
     told = house.operator_body("run-1", submission.hash, submission.canonical)
     number = house.ledger.append("operator", told).sequence
     house.open("clinic")
@@ -324,6 +332,13 @@ def test_run_id_of_a_task_after_an_app(house: Institution, app: AppSubmission) -
     body = charge(house, house.submission("app-1"))
     admit_app(house.accounts, app, house.clock.moment, house.signer(app.canonical))
     number = house.forge("charge", body)
+    assert found(house) == {(number, "charged-twice")}
+
+
+def test_app_that_was_admitted_twice(house: Institution, app: AppSubmission) -> None:
+    for _ in range(2):
+        house.ledger.append("operator", house.operator_body(app.run_id, app.hash, app.canonical))
+        number = house.ledger.append("app", app_body(app)).sequence
     assert found(house) == {(number, "charged-twice")}
 
 
