@@ -498,3 +498,26 @@ def test_what_the_channel_puts_in_place_of_an_answer_is_told_as_such(
     state, _, _ = federate(make_submission("run.rounds=1"), three(), tmp_path, replace_it)
     assert state.history[0].failures == {"node-3": told}
     assert state.excluded == {}
+
+
+def test_description_in_the_name_of_a_node_that_was_not_asked_is_ignored(make_submission: Make, tmp_path: Path) -> None:
+    """node-3's answer says that it comes from a node that nobody asked, and from one that has answered already."""
+
+    def forge(request: Message, reply: Message) -> Message:
+        if request.metadata.dst_node_id == 102 and request.metadata.message_type == words.DESCRIBE:
+            reply.metadata.__dict__["_src_node_id"] = 100
+        return reply
+
+    _, told, _ = federate(make_submission("run.rounds=1"), three(), tmp_path, forge)
+    assert told[0] == RollCalled(("node-1", "node-2"), {"node 102": "no-answer"})
+
+
+def test_after_the_last_round_nobody_is_asked_who_they_are(make_submission: Make, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def describe(message: Message) -> str:
+        calls.append(1)
+        return "paused"
+
+    federate(make_submission("run.rounds=2"), three(describe=describe), tmp_path)
+    assert len(calls) == 2, "before the first round and before the second"

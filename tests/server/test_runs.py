@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,6 +187,20 @@ def test_nodes_are_shown_the_signature_under_the_names_in_their_certificates(mak
     assert ended(runs, "run-1") is RunState.FINISHED
     assert seen == [(b"signature", CERTIFICATES)]
     assert runs.book.record("run-1").standing["refused"] == {"node-3": "other-name"}
+
+
+def test_servers_deadline_holds_where_the_plan_has_none(make: Make, tmp_path: Path) -> None:
+    timeouts: set[tuple[str, float | None]] = set()
+
+    class Timed(LocalRunGrid):
+        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+            timeouts.update((message.metadata.message_type, timeout) for message in messages)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    runs = runs_in(tmp_path, lambda: Timed(three()), carry_out={TRAINING: TrainingRuns(deadline=90.0)})
+    runs.submit(handed_in(make()), "tester")
+    assert ended(runs, "run-1") is RunState.FINISHED
+    assert timeouts == {("query.describe", 60.0), ("query.initial", 90.0), ("train", 90.0)}
 
 
 def test_failed_run_says_why_and_can_be_resumed(make: Make, tmp_path: Path) -> None:
