@@ -54,7 +54,7 @@ class GrpcGrid(RunGrid):
         self._traffic = Traffic()
         self._payloads = PayloadMemory()
         self._pushed: dict[str, Mailbox] = {}
-        self._reading: set[Mailbox] = set()
+        self._reading: dict[Mailbox, set[bytes]] = {}  # and the asks whose answers are waited for
         self._lock = threading.Lock()
         self._is_stopped = False
         self.set_run(empty_run(run_number(terms.run_id)))
@@ -87,9 +87,9 @@ class GrpcGrid(RunGrid):
         mailbox = Mailbox(self._traffic)
         asks = self._asks(messages, mailbox)
         with self._lock:
-            self._reading.add(mailbox)
+            waiting = self._reading[mailbox] = {ask.id for ask in asks}
         self._hub.post(asks)
-        return self._answers(mailbox, {ask.id for ask in asks}, timeout)
+        return self._answers(mailbox, waiting, timeout)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Ask; the answers wait to be pulled."""
@@ -150,6 +150,10 @@ class GrpcGrid(RunGrid):
         for mailbox in self._pushed.values():
             mailbox.close()
         self._pushed.clear()
+        with self._lock:
+            reading = list(self._reading)
+        for mailbox in reading:  # nobody has read to the end
+            self._let_go(mailbox)
         self._payloads.forget()
 
     def _asks(self, messages: Iterable[Message], mailbox: Mailbox) -> list[Ask]:
@@ -191,10 +195,13 @@ class GrpcGrid(RunGrid):
                     arrived.release()
                 del arrived  # or it would be held while the next one comes
         finally:
-            with self._lock:
-                self._reading.discard(mailbox)
-            self._hub.forget(waiting)
-            mailbox.close()
+            self._let_go(mailbox)
+
+    def _let_go(self, mailbox: Mailbox) -> None:
+        with self._lock:
+            waiting = self._reading.pop(mailbox, set())
+        self._hub.forget(waiting)
+        mailbox.close()
 
     def _check_going_on(self) -> None:
         if self._is_stopped:

@@ -40,8 +40,8 @@ _HEADS_AT_ONCE = 32
 _SENDS_AT_ONCE = 4  # large messages on their way out; each holds about two chunks
 _PLACE_SECONDS = 5.0  # for which one of them keeps the others waiting: a slow reader goes on beside them
 STALL_SECONDS = 60.0  # without a chunk of a body that was granted; keepalive finds dead peers sooner
-# Answers on their way in. An update must fit in; four of 40 MB keep the line and the sum busy.
-ROOM_BYTES = 160 * 2**20
+# Answers on their way in. An update must fit in; two of 40 MB keep the line and the sum busy.
+ROOM_BYTES = 96 * 2**20
 
 
 class Roll(Protocol):
@@ -100,7 +100,8 @@ class Hub:
         self._given_up: dict[int, asyncio.TimerHandle] = {}
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
-        self._views: Sequence[NodeView] = []  # a new list whenever something is another: two empty ones differ
+        self._views: list[NodeView] = []  # another list where something has changed that somebody may wait for
+        self._places: dict[int, int] = {}  # in it, by node
 
     # ---- from any thread ----
 
@@ -170,8 +171,15 @@ class Hub:
         """What is offered, or by whom, is another now."""
         streams = sorted(self._streams.values(), key=lambda stream: stream.name)
         with self._changed:
+            self._places = {stream.node_id: place for place, stream in enumerate(streams)}
             self._views = [stream.view() for stream in streams]
             self._changed.notify_all()
+
+    def note_answer(self, stream: NodeStream) -> None:
+        """The node has answered, which its view tells; nobody is woken for it."""
+        with self._changed:
+            if self._streams.get(stream.node_id) is stream:
+                self._views[self._places[stream.node_id]] = stream.view()
 
     def asked(self, ask_id: bytes, node_id: int, run_id: str) -> Ask | None:
         """The ask that an answer belongs to; None where nobody waits for it, from this node, in this run."""
