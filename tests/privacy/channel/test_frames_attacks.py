@@ -293,6 +293,19 @@ def test_more_than_a_message_may_hold(limits: Limits, records: list[pb.Record]) 
         offered(pb.Records(records=records), payload, limits)
 
 
+@pytest.mark.parametrize(
+    ("limits", "record"),
+    [
+        (Limits(list_values=6), pb.Record(name="c", config=pb.Values(values=[numbers(2), numbers(4)]))),
+        (Limits(arrays=1), arrays(pb.ArrayHead(shape=[1] * 64))),
+        (LIMITS, arrays(pb.ArrayHead(shape=[2**63 - 1, 0], dtype="f" * 64, stype="s" * 64))),
+        (LIMITS, arrays(name="n" * 256)),
+    ],
+)
+def test_as_much_as_a_message_may_hold(limits: Limits, record: pb.Record) -> None:
+    offered(pb.Records(records=[record]), limits=limits)
+
+
 def test_as_many_fields_as_allowed() -> None:
     """Two records with name and arrays; in each a head with name, dtype, shape, kind and size."""
     records = pb.Records(records=[arrays(HEAD), arrays(HEAD, name="b")])
