@@ -160,7 +160,7 @@ def test_app_that_is_allowed_again_keeps_its_config(path: Path) -> None:
 )
 def test_pin_that_is_none(path: Path, name: str, fingerprint: str) -> None:
     path.write_text(TEXT)
-    with pytest.raises(UsageError, match="an operator's name has|a fingerprint has"):
+    with pytest.raises(UsageError, match=r"an operator's name has|a fingerprint has"):
         pin(path, name, fingerprint)
     assert path.read_text() == TEXT
 
