@@ -27,7 +27,8 @@ RootPassphraseFile = Annotated[
     typer.Option("--passphrase-file", help="Holds the root key's passphrase (default: $PRIVET_PASSPHRASE, or asked)."),
 ]
 Database = Annotated[
-    str | None, typer.Option(help="The server's database, where it is not the default.", metavar="URL")
+    str | None,
+    typer.Option(help="The server's database, where it is not the default.", metavar="URL", envvar="PRIVET_DATABASE"),
 ]
 
 
@@ -114,6 +115,21 @@ def reissue(
     issuing = made.reissue(key, _root_passphrase(passphrase_file, is_new=False), system_clock())
     print(f"made a new issuer, good until {issuing.not_after:%Y-%m-%d}")
     print("next: restart privet server")
+
+
+@federation_app.command("allow-app")
+def allow_app(
+    name: Annotated[str, typer.Argument(help="The name by which plans ask for the app.", metavar="NAME")],
+    server_app: Annotated[str, typer.Argument(help="Where its ServerApp is installed here.", metavar="MODULE:OBJECT")],
+) -> None:
+    """Let a Flower app be run in the server, in the server's own process: only what you trust as much as privet."""
+    from .app_names import APPS, allow_server_app
+
+    path = _home().folder / APPS
+    allow_server_app(path, name, server_app)
+    print(f"app {name} may be run in the server ({server_app}); it makes no privacy claim")
+    print(f"at each institution: privet node allow-app {name} MODULE:OBJECT, with its ClientApp")
+    print(f"to take that back, remove {name} from {path}")
 
 
 def invite(

@@ -208,3 +208,17 @@ def test_reissue_with_a_wrong_passphrase_changes_nothing(federation: Path, tmp_p
     before = FederationHome.load(federation / FEDERATION).issuers()
     assert run(["federation", "reissue", "--passphrase-file", str(tmp_path / "wrong")]) == 1
     assert FederationHome.load(federation / FEDERATION).issuers() == before
+
+
+def test_database_of_the_environment_is_that_of_every_command(
+    federation: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a token goes into the file beside it, and the server knows nothing of it."""
+    monkeypatch.setenv("PRIVET_DATABASE", f"sqlite:///{federation.parent / 'elsewhere.sqlite'}")
+    assert run(["invite", "st-marys"]) == 0
+    capsys.readouterr()
+    assert run(["federation", "members"]) == 0
+    assert "st-marys: invited as node" in capsys.readouterr().out
+    monkeypatch.delenv("PRIVET_DATABASE")
+    assert run(["federation", "members"]) == 0
+    assert "st-marys" not in capsys.readouterr().out
