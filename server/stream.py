@@ -281,9 +281,10 @@ class NodeStream:
             body.incoming.add(chunk)
 
     async def _finish(self, end: pb.End) -> None:
-        body, self._open = self._open, None
+        body = self._open
         if body is None or not body.may_come:
             raise ChannelError(f"{self.name} ended a message that it had not begun", "update the node")
+        self._open = None
         body.stop_watching()
         try:
             if body.ask is not None and body.incoming is not None:
@@ -302,11 +303,12 @@ class NodeStream:
             reply_to=asked,
         )
         ask.mailbox.traffic.received += body.size
-        message = _true_to_its_name(message, self.name)
+        message = message if ask.is_app else _true_to_its_name(message, self.name)
         if not await self._is_witnessed(ask, message):
             message = Message(Error(words.CONTRADICTS, words.LEDGER_CONTRADICTS), reply_to=ask.request)
         self._answered += 1
         self._last_answer, self._last_run = self._hub.clock(), ask.run_id
+        self._hub.note_answer(self)
         self._hub.answered(Arrived(ask, message, release=self._releasing(body)))
         self._tell_taken(ask)
 
@@ -388,8 +390,9 @@ def _check_hello(hello: pb.Hello, name: str, now: float) -> None:
             f"allowed are {LARGEST_CLOCK_DIFFERENCE:.0f} s",
             "set both clocks by NTP",
         )
-    if max(len(hello.version), len(hello.python)) > _LONGEST_NAME:
-        raise ChannelError(f"{name} says a version of {len(hello.version)} characters", "update the node")
+    longest = max(len(hello.version), len(hello.python))
+    if longest > _LONGEST_NAME:
+        raise ChannelError(f"{name} says a version of {longest} characters", "update the node")
     _check_presence(hello.presence, name)
 
 
