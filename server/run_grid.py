@@ -1,7 +1,7 @@
 """RunGrid: what a run of the server needs of its Grid beyond Flower's."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from flwr.serverapp import Grid
 
@@ -12,6 +12,9 @@ class RunGrid(Grid):
     @abstractmethod
     def wait_for_nodes(self, least: int) -> None:
         """Return when so many nodes that are fit for the run are connected; raise InterruptedRunError when stopped."""
+
+    def wait_for_names(self, names: Set[str], seconds: float) -> None:
+        """Return when all of these are connected, or after so long; at once where nodes do not come and go."""
 
     @abstractmethod
     def stop(self) -> None:

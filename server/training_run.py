@@ -20,6 +20,8 @@ KIND = "training"
 # A round's answers may take so long where the plan has no deadline; saying who one is takes no training.
 DEADLINE_SECONDS = 3600.0
 PATIENCE_SECONDS = 60.0
+# After a restart of the server its nodes come back within so long, or are not waited for.
+SETTLE_SECONDS = 10.0
 
 
 class TrainingRuns:
@@ -45,8 +47,10 @@ class TrainingRuns:
         if newest is not None and newest.round == submission.plan.run.rounds:  # a crash came after it
             diary.watch(newest)
             return newest
+        known = set(newest.participations) - set(newest.excluded) if newest is not None else set[str]()
         del newest  # or its model would be held to the end
         job.wait_for_nodes(submission.plan.aggregation.min_nodes)
+        job.grid.wait_for_names(known, SETTLE_SECONDS)  # who took part before this start may be on its way back
         return Federation(
             submission,
             job.grid,
