@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from privet.client.link import Asked, Link, Presence
 from privet.privacy.budget.keys import SigningKey
 from privet.privacy.budget.witness import HEAD, Head, head_text
@@ -53,8 +53,9 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class PlayedNode:
     """Answers as a node would whose task does nothing."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, update: ArrayRecord) -> None:
         self._name = name
+        self._update = update
         self._key = SigningKey.generate()
         self._sequence = 0
 
@@ -62,7 +63,7 @@ class PlayedNode:
         return Presence(False, {"nothing": "1"}, ())
 
     def take(self, asked: Asked) -> None:
-        kind, arrays = asked.message.metadata.message_type, to_record({"w": np.zeros(64, np.float32)})
+        kind, arrays = asked.message.metadata.message_type, self._update
         facts = ConfigRecord({words.NAME: self._name, words.DECLARED_SIZE: 10})
         content = RecordDict({words.CONFIG: facts})
         if kind == words.INITIAL:
@@ -91,17 +92,18 @@ class PlayedNode:
     def told(self, state: str, why: str = "") -> None: ...
 
 
-async def play(home: Path) -> None:
-    """All nodes, in this process, until it is killed."""
+async def play(home: Path, values: int) -> None:
+    """All nodes, in this process, until it is killed. They share the bytes of one update of so many float32."""
+    update = to_record({"w": np.zeros(values, np.float32)})
     members = [Member.load(folder) for folder in sorted(home.iterdir())]
-    await asyncio.gather(*(_linked(member) for member in members))
+    await asyncio.gather(*(_linked(member, update) for member in members))
 
 
-async def _linked(member: Member) -> None:
-    await Link(member, PlayedNode(member.identity.name), freshen=lambda member: None).run()
+async def _linked(member: Member, update: ArrayRecord) -> None:
+    await Link(member, PlayedNode(member.identity.name, update), freshen=lambda member: None).run()
 
 
-def federation(folder: Path) -> None:
+def federation(folder: Path, nodes: int) -> None:
     """A federation with its members, made without a network."""
     home, now = folder / "coordinator", datetime.now(UTC)
     facts = FederationFacts("bench", "localhost:19743", "localhost:19744", now.isoformat())
@@ -109,7 +111,7 @@ def federation(folder: Path) -> None:
     members = Members(open_database(made.database))
     registrar = Registrar(made, members)
     _member(registrar, made, "coordinator", Role.OPERATOR, home / IDENTITY)
-    for number in range(NODES):
+    for number in range(nodes):
         name = f"node-{number:05}"
         _member(registrar, made, name, Role.NODE, folder / "nodes" / name)
 
@@ -160,7 +162,7 @@ def rounds_of(folder: Path, run_id: str) -> list[float]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        federation(folder)
+        federation(folder, NODES)
         environment = os.environ | {"PRIVET_HOME": str(folder / "coordinator")}
         with (folder / "server.log").open("w") as log:
             server = subprocess.Popen(
@@ -173,7 +175,7 @@ def main() -> None:
             connected(folder)
             alone, share_alone = memory_of(server.pid), share_of(server.pid, IDLE_SECONDS / 2)
             started = time.monotonic()
-            players = subprocess.Popen([sys.executable, __file__, "play", str(folder / "nodes")])
+            players = subprocess.Popen([sys.executable, __file__, "play", str(folder / "nodes"), "64"])
             while connected(folder) < NODES:
                 time.sleep(0.5)
             took = time.monotonic() - started
@@ -196,6 +198,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["play"]:
-        asyncio.run(play(Path(sys.argv[2])))
+        asyncio.run(play(Path(sys.argv[2]), int(sys.argv[3])))
     else:
         main()
