@@ -75,6 +75,21 @@ def installed(name: str, folder: Path, drop_ins: tuple[str, ...] = ()) -> Path:
     return folder / unit(name).name
 
 
+# ---- the page ----
+
+
+def test_every_message_that_the_page_explains_is_one_of_the_program() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8").split("## Troubleshooting")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", page, re.M)
+    rooms = (path for room in ("privacy", "client", "server") for path in (ROOT / room).rglob("*.py"))
+    source = "\n".join(path.read_text(encoding="utf-8") for path in rooms)
+    said = re.sub(r"\{[^{}]*\}", "…", re.sub(r'"\s*f?"', "", source))
+    messages = [message for cell in cells for message in re.findall(r"`(.*?)`", cell)]
+    assert len(messages) > 20
+    for message in messages:
+        assert all(part.strip() in said for part in message.split("…")), message
+
+
 # ---- systemd ----
 
 
