@@ -7,7 +7,7 @@ survives reconnects: the hub sends it again on the node's next stream.
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 
@@ -26,7 +26,8 @@ class Traffic:
 class Ask:
     """One request to one node. `largest_answer`: bytes of arrays that the answer may have.
 
-    `is_charged`: what is asked touches records, so the answer must bring the head of the node's ledger.
+    `is_charged`: what is asked touches records, so the answer must bring the head of the node's ledger. `is_app`: the
+    answer is an app's, of which nothing is known.
     """
 
     id: bytes
@@ -37,6 +38,7 @@ class Ask:
     mailbox: "Mailbox"
     largest_answer: int
     is_charged: bool
+    is_app: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,16 +52,23 @@ class Arrived:
 
 
 class Mailbox:
-    """Where the answers to some asks arrive, one by one. Each must be released before memory for others is free."""
+    """Where the answers to some asks arrive, one by one. Each must be released before memory for others is free.
 
-    def __init__(self, traffic: Traffic) -> None:
+    `is_loose`: nobody knows when they are read, so they keep no other answer waiting.
+    """
+
+    def __init__(self, traffic: Traffic, is_loose: bool = False) -> None:
         self.traffic = traffic
+        self._is_loose = is_loose
         self._arrived: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._is_closed = False
 
     def put(self, arrived: Arrived) -> None:
         """From the hub: an answer. It is let go at once where nobody reads any more."""
+        if self._is_loose:
+            arrived.release()
+            arrived = replace(arrived, release=lambda: None)
         with self._lock:
             if not self._is_closed:
                 self._arrived.put(arrived)

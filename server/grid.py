@@ -4,13 +4,14 @@ Answers are handed on one by one as they arrive. Whoever takes the next one has 
 its memory free for another. What comes after `timeout` is not waited for, and is logged where it arrives (stream.py).
 """
 
+import copy
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, Metadata, RecordDict
 
 from ..privacy.channel import words
 from ..privacy.channel.flower import Run, empty_run, identify_process, run_number
@@ -78,7 +79,8 @@ class GrpcGrid(RunGrid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """The nodes that are connected and fit the run, in order of name."""
+        """The nodes that are connected and fit the run, in order of name. Raises InterruptedRunError when stopped."""
+        self._check_going_on()
         fit, _ = self._terms.fit(self._hub.nodes())
         return [node.node_id for node in fit]
 
@@ -95,7 +97,7 @@ class GrpcGrid(RunGrid):
         """Ask; the answers wait to be pulled."""
         pushed = []
         for message in messages:
-            mailbox = Mailbox(self._traffic)
+            mailbox = Mailbox(self._traffic, is_loose=True)
             asks = self._asks([message], mailbox)
             self._pushed[asks[0].id.hex()] = mailbox
             self._hub.post(asks)
@@ -145,7 +147,8 @@ class GrpcGrid(RunGrid):
         self._hub.wake()
 
     def close(self) -> None:
-        """Let go of what was asked and of what has come."""
+        """Let go of what was asked and of what has come; a thread that an app left behind finds the run at its end."""
+        self._is_stopped = True
         self._hub.forget(bytes.fromhex(message_id) for message_id in list(self._pushed))
         for mailbox in self._pushed.values():
             mailbox.close()
@@ -164,20 +167,26 @@ class GrpcGrid(RunGrid):
         ask_id = secrets.token_bytes(16)
         message.metadata.__dict__["_message_id"] = ask_id.hex()  # as Flower's own grids set it
         message.metadata.__dict__["_run_id"] = self._run.run_id
-        if self._terms.seal is not None:
-            message.content = RecordDict({**message.content, words.SEAL: self._terms.seal})
         outgoing = encode(
-            message,
+            self._sealed(message),
             message_id=ask_id,
             reply_to=b"",
             run_id=self._terms.run_id,
             payloads=self._payloads,
             pack=self._terms.pack,
         )
-        largest = outgoing.payload.size + _SLACK_BYTES if outgoing.payload.size else self._terms.largest_answer
-        is_charged = self._terms.seal is None and message.metadata.message_type in _CHARGED
+        is_app = self._terms.seal is not None
+        is_like_the_model = outgoing.payload.size > 0 and not is_app
+        largest = outgoing.payload.size + _SLACK_BYTES if is_like_the_model else self._terms.largest_answer
+        is_charged = not is_app and message.metadata.message_type in _CHARGED
         run_id, node_id = self._terms.run_id, message.metadata.dst_node_id
-        return Ask(ask_id, node_id, run_id, _envelope(message), outgoing, mailbox, largest, is_charged)
+        return Ask(ask_id, node_id, run_id, envelope(message), outgoing, mailbox, largest, is_charged, is_app)
+
+    def _sealed(self, message: Message) -> Message:
+        """What is sent: the app's own message stays as it is."""
+        if self._terms.seal is None:
+            return message
+        return _with(RecordDict({**message.content, words.SEAL: self._terms.seal}), message.metadata)
 
     def _answers(self, mailbox: Mailbox, waiting: set[bytes], timeout: float | None) -> Iterator[Message]:
         end = None if timeout is None else time.monotonic() + timeout
@@ -216,8 +225,11 @@ def _message(arrived: Arrived) -> Message:
     return Message(Error(words.LOST, arrived.lost), reply_to=arrived.ask.request)
 
 
-def _envelope(message: Message) -> Message:
-    """The request without its content, which the answer's metadata are made from."""
-    envelope = Message(RecordDict(), message.metadata.dst_node_id, message.metadata.message_type)
-    envelope.__dict__["_metadata"] = message.metadata
-    return envelope
+def envelope(message: Message) -> Message:
+    """A message without its content: an answer's metadata are made from it. An app may send its Message once more."""
+    return _with(RecordDict(), copy.copy(message.metadata))
+
+
+def _with(content: RecordDict, metadata: Metadata) -> Message:
+    message: Message = Message(content=content, metadata=metadata)  # type: ignore[call-overload]  # Flower's own way
+    return message
