@@ -1,4 +1,8 @@
-"""AppWorker: an unmodified Flower ClientApp in a process of its own. To the node it is a function of messages."""
+"""AppWorker: an unmodified Flower ClientApp in a process of its own. To the node it is a function of messages.
+
+What the app keeps in `context.state` goes to the process with each request and comes back with the reply. So it is
+there in the next round though the process was lost or let go, and a request that fails changes nothing of it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +11,7 @@ from pathlib import Path
 from flwr.app import Message
 
 from ..privacy.channel.flower import SERVER_NODE_ID
-from .flower_app import frames_of, message_of
+from .flower_app import STATE, frames_of, message_of, parts_of
 from .pipe import Packet
 from .served import Served, WorkerSettings
 
@@ -24,7 +28,7 @@ class AppReference:
 
 
 class AppWorker:
-    """One app for one run. Its process holds the app's state between rounds, so it is closed when the run is over."""
+    """One app for one run, and the app's state."""
 
     def __init__(
         self, app: AppReference, run_id: str, node_id: int, run_config: Config, settings: WorkerSettings
@@ -41,6 +45,7 @@ class AppWorker:
             "node_id": node_id,
         }
         self.served = Served(run_id, opening, settings)
+        self._state = b""
 
     def open(self) -> str:
         """Start the process; gives the file that the app was loaded from. Raises TaskError where it cannot."""
@@ -50,19 +55,34 @@ class AppWorker:
     def answer(self, message: Message, seconds: float | None = None) -> Message:
         """The app's reply; raise TaskError where it fails or its process ends, ChannelError for a reply that is none.
 
-        An app that raises leaves its process, and with it the app's state: what it had half done is not trusted.
+        An app that raises loses its process: what it had half done is not trusted.
         """
-        reply = self.handle(frames_of(message, self._run_id), seconds)
-        return message_of(reply, self._run_id, self._node_id, SERVER_NODE_ID, message.metadata)
+        request = frames_of(message, self._run_id)
+        asked = Packet({STATE: len(self._state)}, raw=b"".join((request, self._state)))
+        told = self.served.ask(asked, seconds)
+        reply, state = parts_of(told)
+        answer = message_of(reply, self._run_id, self._node_id, SERVER_NODE_ID, message.metadata)
+        self._state = bytes(state)  # a view would hold the reply
+        return answer
 
-    def handle(self, request: bytes, seconds: float | None = None) -> bytes | memoryview:
-        """The same for bytes that this process need not understand."""
-        return self.served.ask(Packet({}, raw=request), seconds).raw
+    @property
+    def has_state(self) -> bool:
+        """Whether the app keeps something for the next round."""
+        return bool(self._state)
+
+    def forget(self) -> None:
+        """Begin anew: let the app's state go."""
+        self._state = b""
+
+    def rest(self) -> None:
+        """Let the process go until it is needed again; the app's state stays."""
+        self.served.rest()
 
     def cancel(self, why: str) -> None:
         """End a request that is running. From any thread."""
         self.served.cancel(why)
 
     def close(self) -> None:
-        """Let the process go, and the app's state with it."""
+        """Let the process go, and the app's state."""
+        self.forget()
         self.served.close()

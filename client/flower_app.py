@@ -1,13 +1,14 @@
 """A Flower ClientApp in a worker's process, as it comes: installed by the institution, named in its configuration.
 
-Between the node and that process a message is frames.py's frames, each behind its length. The app's Context lives as
-long as the process does, so that what an app keeps in `context.state` is there in the next round.
+Between the node and that process a message is frames.py's frames, each behind its length; behind a request, and behind
+its reply, stands the app's `context.state` in the same way. The node keeps it and does not look into it.
 """
 
 import importlib
 import struct
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
 from ..privacy.channel import privet_pb2 as pb
-from ..privacy.channel.flower import SERVER_NODE_ID, run_number
+from ..privacy.channel.flower import SERVER_NODE_ID, empty_run, identify_process, run_number
 from ..privacy.channel.frames import Incoming, encode, read_frame, to_message
 from ..privacy.errors import ChannelError, TaskError
+from .pipe import Packet
+
+STATE = "state"  # in a packet's head: how many of its last bytes are the app's state
 
 _LENGTH = struct.Struct("<I")
 
 
 class AppBench:
-    """The app, and the one Context in which it is called."""
+    """The app, and what it is called with."""
 
     def __init__(self, app: ClientApp, loaded_from: str, run_id: str, context: Context) -> None:
         self.loaded_from = loaded_from
@@ -34,16 +38,44 @@ class AppBench:
     @classmethod
     def of(cls, head: Mapping[str, Any]) -> "AppBench":
         """What the worker's first packet names; raise TaskError where that is no ClientApp, or lies elsewhere."""
+        number, node_id = run_number(head["run_id"]), head["node_id"]
+        identify_process(empty_run(number), node_id)
         app, loaded_from = _loaded(head["reference"], head["folder"])
         print(f"run {head['run_id']}: app {head['reference']} from {loaded_from}", file=sys.stderr)
-        number, node_id = run_number(head["run_id"]), head["node_id"]
         context = Context(number, node_id, head["node_config"], RecordDict(), head["run_config"])
         return cls(app, loaded_from, head["run_id"], context)
 
-    def handle(self, request: bytes | memoryview) -> bytes:
-        """The app's reply to a request, both as frames."""
-        message = message_of(request, self._run_id, SERVER_NODE_ID, self._context.node_id)
-        return frames_of(self._app(message, self._context), self._run_id)
+    def handle(self, asked: Packet) -> Packet:
+        """The app's reply to a request, and its state as it is then."""
+        request, state = parts_of(asked)
+        context = replace(
+            self._context,
+            node_config=dict(self._context.node_config),
+            run_config=dict(self._context.run_config),
+            state=self._message(state).content if state else RecordDict(),
+        )
+        reply = frames_of(self._app(self._message(request), context), self._run_id)
+        kept = self._state_frames(context.state)
+        return Packet({STATE: len(kept)}, raw=b"".join((reply, kept)))
+
+    def _message(self, content: bytes | memoryview) -> Message:
+        return message_of(content, self._run_id, SERVER_NODE_ID, self._context.node_id)
+
+    def _state_frames(self, state: RecordDict) -> bytes:
+        if not state:
+            return b""
+        metadata = Metadata(self._context.run_id, "00" * 16, 0, 0, "", "", 0.0, 0.0, "query")
+        carrier: Message = Message(content=state, metadata=metadata)  # type: ignore[call-overload]  # Flower's own way
+        return frames_of(carrier, self._run_id)
+
+
+def parts_of(packet: Packet) -> tuple[memoryview, memoryview]:
+    """The message and the state in a packet; raise ChannelError where it says nothing of a state."""
+    content, size = memoryview(packet.raw), packet.head.get(STATE)
+    if type(size) is not int or not 0 <= size < content.nbytes:
+        raise _malformed()
+    end = content.nbytes - size
+    return content[:end], content[end:]
 
 
 def frames_of(message: Message, run_id: str) -> bytes:

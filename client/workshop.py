@@ -43,7 +43,7 @@ def _app(head: Mapping[str, Any]) -> tuple[Handler, Packet]:
     from .flower_app import AppBench
 
     bench = AppBench.of(head)
-    return lambda asked: Packet({}, raw=bench.handle(asked.raw)), Packet({"loaded_from": bench.loaded_from})
+    return bench.handle, Packet({"loaded_from": bench.loaded_from})
 
 
 def _task(head: Mapping[str, Any]) -> tuple[Handler, Packet]:

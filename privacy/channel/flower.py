@@ -5,18 +5,18 @@ Flower keeps the identity of a running app in its process, and takes it as the s
 
 import hashlib
 
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["SERVER_NODE_ID", "Run", "empty_run", "identify_process", "run_number"]
+__all__ = ["SERVER_NODE_ID", "Run", "RunNotRunningException", "empty_run", "identify_process", "run_number"]
 
 SERVER_NODE_ID = 1
 
 
-def identify_process(run: Run) -> None:
-    """Make messages that are created in this process come from the server, in this run."""
+def identify_process(run: Run, node_id: int = SERVER_NODE_ID) -> None:
+    """Make messages that are created in this process come from this node, in this run."""
     TaskIdentity.run_id = run.run_id
-    TaskIdentity.node_id = SERVER_NODE_ID
+    TaskIdentity.node_id = node_id
     TaskIdentity.task_id = run.run_id
 
 

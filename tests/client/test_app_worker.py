@@ -87,13 +87,27 @@ def test_app_answers_and_its_state_lives_between_rounds(worker: AppWorker, folde
 
 
 def test_app_that_raises_is_an_error_whose_text_stays_here(worker: AppWorker, folder: Path) -> None:
-    """Its state goes with its process: what it had half done is not trusted."""
+    """Its process ends, for what it had half done is not trusted; its state is that of the round before."""
     with pytest.raises(TaskError, match="patient 17"):
         worker.answer(asked(fails=True))
     log = (folder / "logs" / f"{RUN}.log").read_text()
     assert "training" in log
     assert "app hospital_app.client_app:app from" in log
-    assert worker.answer(asked()).content["metrics"]["rounds"] == 1
+    assert worker.answer(asked()).content["metrics"]["rounds"] == 3
+
+
+def test_state_outlives_the_process_until_it_is_forgotten(folder: Path) -> None:
+    made = worker_of(folder)
+    assert made.answer(asked()).content["metrics"]["rounds"] == 1
+    first = made.served.pid
+    made.rest()
+    assert made.served.pid is None
+    assert made.answer(asked()).content["metrics"]["rounds"] == 2
+    assert made.served.pid != first
+    made.forget()
+    assert not made.has_state
+    assert made.answer(asked()).content["metrics"]["rounds"] == 1
+    made.close()
 
 
 @pytest.mark.parametrize(
