@@ -17,13 +17,12 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from ..privacy.budget.accounts import AccountBook
-from ..privacy.budget.app_runs import admit_app
 from ..privacy.budget.guard import Guard
 from ..privacy.budget.ledger import system_clock
 from ..privacy.channel import words
 from ..privacy.channel.flower import run_number
 from ..privacy.channel.member import Member
-from ..privacy.errors import BudgetError, PrivetError, Refusal, RefusedError, TaskError
+from ..privacy.errors import PrivetError, Refusal, RefusedError
 from ..privacy.home import Home
 from ..privacy.plan_app import AppSubmission, submission_of
 from ..privacy.signed import SignedSubmission
@@ -35,7 +34,7 @@ from .node import Node
 from .offers import Offers
 from .operators import Operators
 from .seat import Seat, Served, Work, refusal, refused
-from .settings import NodeSettings
+from .settings import AppSettings, NodeSettings
 from .state import Orders, read_orders
 from .teller import Teller
 from .worker import Workers, WorkerSettings
@@ -44,6 +43,7 @@ log = logging.getLogger("privet.node")
 
 _LISTENED = ("train", "evaluate")
 _IDLE_SECONDS = 600.0  # a seat that nobody asks for so long gives its process and its memory back
+_STATE_SECONDS = 12 * 3600.0  # and what an app keeps between rounds: Flower's messages live as long by default
 
 
 class NodeParty:
@@ -65,6 +65,7 @@ class NodeParty:
         self._seats: dict[str, Seat] = {}
         self._used: dict[str, float] = {}
         self._packed: set[str] = set()
+        self._app_runs: set[int] = set()  # by Flower's number: their answers are not ours to add to
         self._lock = threading.Lock()
         self._behind: RefusedError | None = None
         self._declared: frozenset[str] = frozenset()
@@ -113,7 +114,7 @@ class NodeParty:
 
     def stamped(self, message: Message) -> Message:
         """The answer with the ledger's head as it is now."""
-        return self._teller.stamp(message)
+        return message if message.metadata.run_id in self._app_runs else self._teller.stamp(message)
 
     def deny(self, keys: frozenset[str]) -> None:
         """Listen to these operators' keys no more."""
@@ -136,8 +137,8 @@ class NodeParty:
         if declared != self._declared:
             self._declared, self._tasks = declared, self._offers.versions(sorted(declared))
         for run_id in self.orders.withdrawn:
-            if run_id in self._seats:
-                self._workers.cancel(run_id, "the institution withdrew")
+            if (seat := self._seats.get(run_id)) is not None:
+                seat.cancel("the institution withdrew")
         self._close_idle()
         return self.presence() != before
 
@@ -156,9 +157,9 @@ class NodeParty:
         with self._lock:
             seats, self._seats = dict(self._seats), {}
         end = time.monotonic() + timeout
-        for run_id, seat in seats.items():
+        for seat in seats.values():
             seat.close(max(0.0, end - time.monotonic()))
-            self._workers.cancel(run_id, "the node stops")
+            seat.cancel("the node stops")
         for seat in seats.values():
             seat.close(5.0)
         self._workers.close()
@@ -209,6 +210,28 @@ class NodeParty:
 
     def _app(self, submission: AppSubmission, signed: SignedSubmission, node_id: int) -> "_App":
         name = submission.plan.app.name
+        allowed = self._allowed(name)
+        accounts = self._open_book()
+        if accounts is None:
+            raise RefusedError(
+                Refusal.UNKNOWN_DATASET,
+                "an app's run is entered in the ledger, and there is none",
+                "privet dataset add",
+            )
+        with contextlib.closing(accounts.ledger):
+            key_fingerprint = self.operators.admit_app(accounts, submission, signed, system_clock())
+
+        def check() -> None:
+            self.operators.check_not_revoked(key_fingerprint)
+            if self._allowed(name) != allowed:
+                raise refusal(Refusal.APP_NOT_ALLOWED, f"what app {name} is, was changed here since the run began")
+
+        self._app_runs.add(run_number(submission.run_id))
+        reference = AppReference(allowed.client_app, None, allowed.config)
+        worker = AppWorker(reference, submission.run_id, node_id, submission.plan.app.config, self._worker_settings)
+        return _App(worker, check)
+
+    def _allowed(self, name: str) -> AppSettings:
         allowed = self.settings.apps.get(name)
         if allowed is None:
             raise RefusedError(
@@ -216,30 +239,23 @@ class NodeParty:
                 f"app {name} is not allowed here",
                 f"privet node allow-app {name} MODULE:OBJECT",
             )
-        accounts = self._open_book()
-        if accounts is None:
-            raise BudgetError("an app's run is entered in the ledger, and there is none", "privet dataset add, first")
-        try:
-            now = system_clock()
-            admit_app(accounts, submission, now, self.operators.admitted(signed, now))
-        finally:
-            accounts.ledger.close()
-        reference = AppReference(allowed.client_app, None, allowed.config)
-        worker = AppWorker(reference, submission.run_id, node_id, submission.plan.app.config, self._worker_settings)
-        return _App(worker)
+        return allowed
 
     def _close_idle(self) -> None:
-        now = time.monotonic()
+        """Let seats that nobody asks rest, and close those that keep nothing, or have kept it long enough."""
+        idle = self._idle_for(_IDLE_SECONDS)
+        over = [run_id for run_id, (seat, seconds) in idle.items() if seat.rest() or seconds > _STATE_SECONDS]
         with self._lock:
-            idle = [
-                run_id
-                for run_id, seat in self._seats.items()
-                if seat.is_idle and now - self._used[run_id] > _IDLE_SECONDS
-            ]
-            closed = [(run_id, self._seats.pop(run_id)) for run_id in idle]
-        for run_id, seat in closed:
+            still = self._idle_for(_IDLE_SECONDS)
+            closed = [self._seats.pop(run_id) for run_id in over if run_id in still]
+        for seat in closed:
             seat.close()
-            self._workers.finish(run_id)
+
+    def _idle_for(self, least: float) -> dict[str, tuple[Seat, float]]:
+        """The seats that nobody has asked for so many seconds, and for how many."""
+        now = time.monotonic()
+        idle = {run_id: (seat, now - self._used[run_id]) for run_id, seat in list(self._seats.items()) if seat.is_idle}
+        return {run_id: found for run_id, found in idle.items() if found[1] > least}
 
 
 class _Training:
@@ -270,6 +286,14 @@ class _Training:
             with contextlib.suppress(PrivetError):  # told where it is asked for
                 self._node.prepare(_signed(message).submission)
 
+    def cancel(self, why: str) -> None:
+        """End what is being trained: that attempt is spent."""
+        self._workers.cancel(self._run_id, why)
+
+    def rest(self) -> bool:
+        """Nothing is kept that the ledger and the kept answers do not hold."""
+        return True
+
     def close(self) -> None:
         """Let go of process and ledger."""
         self._workers.finish(self._run_id)
@@ -277,24 +301,38 @@ class _Training:
 
 
 class _App:
-    """A Flower app that the institution allowed."""
+    """A Flower app that the institution allowed. `check`: raises RefusedError where it is not allowed any more."""
 
-    def __init__(self, worker: AppWorker) -> None:
+    def __init__(self, worker: AppWorker, check: Callable[[], None]) -> None:
         self._worker = worker
+        self._check = check
+        self._begun: object = None
 
     def answer(self, message: Message) -> Message:
-        """The app's reply, without the submission that came with the request."""
+        """The app's reply, without the submission that came with the request; a TaskError where there is none."""
+        self._check()
+        seal = message.content.get(words.SEAL)
+        begun = seal.get(words.BEGUN) if isinstance(seal, ConfigRecord) else None
+        if begun != self._begun:  # the same run, begun anew by the server
+            self._worker.forget()
+            self._begun = begun
         message.content = RecordDict({k: v for k, v in message.content.items() if k != words.SEAL})
-        try:
-            return self._worker.answer(message)
-        except TaskError as error:
-            raise RefusedError(Refusal.TASK_FAILED, error.message, error.remedy) from None
+        return self._worker.answer(message)
 
     def prepare(self, message: Message) -> None:
         """Nothing: an app's process is started by its first request."""
 
+    def cancel(self, why: str) -> None:
+        """End what the app is doing."""
+        self._worker.cancel(why)
+
+    def rest(self) -> bool:
+        """Let the process go, and keep the app's state."""
+        self._worker.rest()
+        return not self._worker.has_state
+
     def close(self) -> None:
-        """Let go of its process."""
+        """Let go of process and state."""
         self._worker.close()
 
 

@@ -31,6 +31,14 @@ class Served(Protocol):
         """This request was answered: make ready what the next one needs. It may take long, and raises nothing."""
         ...
 
+    def cancel(self, why: str) -> None:
+        """End what is being done. From any thread."""
+        ...
+
+    def rest(self) -> bool:
+        """Nothing was asked for long: give memory back. False where something is kept that a next request needs."""
+        ...
+
     def close(self) -> None:
         """Nothing more is asked."""
         ...
@@ -72,6 +80,15 @@ class Seat:
     def is_idle(self) -> bool:
         """Whether nothing is asked and nothing is waiting."""
         return not self.work.is_busy and self._asked.empty()
+
+    def cancel(self, why: str) -> None:
+        """End what it is doing. From any thread."""
+        if self._served is not None:
+            self._served.cancel(why)
+
+    def rest(self) -> bool:
+        """Give memory back where nothing is asked; whether nothing is lost when the seat is closed."""
+        return self._served is None or self._served.rest()
 
     def close(self, timeout: float | None = None) -> None:
         """End the thread, after what it is doing."""

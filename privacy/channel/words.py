@@ -29,6 +29,7 @@ SUBMISSION = "submission"
 SIGNATURE = "signature"
 CERTIFICATES = "certificates"
 SEAL = "privet"  # the record that brings these with a message of an app
+BEGUN = "begun"  # in it: another text whenever the run begins, so that an app begins anew at the nodes too
 ROUND = "round"
 ATTEMPT = "attempt"
 WITNESSED = "witnessed"
@@ -45,6 +46,8 @@ LOST = 1001  # none will come: the node went away
 DISCONNECTED = "disconnected"
 CONTRADICTS = 1002  # the ledger's head contradicts what was witnessed
 LEDGER_CONTRADICTS = "ledger-contradicts"
+EXPIRED = 4  # the number is Flower's own: the message's time to live ended without an answer
+NO_ANSWER = "no-answer"
 # What a node says where no answer could be made or sent; the number is Flower's own for an app that raised.
 APP_RAISED = 2
 APP_FAILED = "app-failed"
