@@ -92,7 +92,7 @@ class Payload:
             raise malformed(f"an array's data is {type(array).__name__}, not bytes") from None
         halves = packed(bytes(array)) if pack else None
         views = halves or (view,)
-        self._views += [view for view in views if len(view)]
+        self._views += views
         return Piece(sum(map(len, views)), halves is not None)
 
 

@@ -177,14 +177,32 @@ def test_rounded_arrays_travel_as_half_and_come_out_exactly(count: int) -> None:
 
 
 def test_an_array_that_would_lose_a_bit_travels_whole() -> None:
-    last, first = bfloat16(2**20 + 5), bfloat16(9)
+    last, middle, first = bfloat16(2**20 + 5), bfloat16(2**20), bfloat16(9)
     last.view("<u4")[-1] |= 1
+    middle.view("<u4")[3 * 2**18] |= 1
     first.view("<u4")[0] |= 0x8000
     others = np.zeros(8, "<f8"), np.zeros(8, ">f4"), np.zeros((2, 3), "<f4", order="F"), np.zeros(4, "<u4")
-    content = content_of(last, bfloat16(4), first, *others)
+    content = content_of(last, bfloat16(4), first, middle, *others)
     payload = Payload.of([array.data for array in content["arrays"].values()], pack=True)
-    assert [piece.is_bfloat16 for piece in payload.pieces] == [False, True, False, False, False, False, False]
+    assert [piece.is_bfloat16 for piece in payload.pieces] == [False, True] + [False] * 6
     assert told(received(frames_of(message_of(content), pack=True)).content) == told(content)
+
+
+@pytest.mark.parametrize("more", [1, 2, 3])
+def test_bytes_behind_the_values_are_not_lost_by_packing(more: int) -> None:
+    array = Array(bfloat16(3))
+    array.data += bytes(more)
+    content = RecordDict({"arrays": record_with(array)})
+    assert told(received(frames_of(message_of(content), pack=True)).content) == told(content)
+
+
+@pytest.mark.parametrize("before", [1, 2, CHUNK_BYTES - 1])
+def test_an_array_that_ends_just_before_a_chunk_does(before: int) -> None:
+    sizes = [CHUNK_BYTES - before, before + 3]
+    records = {str(size): Array("u1", (size,), "x", bytes(size)) for size in sizes}
+    arrived = received(frames_of(message_of(RecordDict({"arrays": ArrayRecord(records)})))).content
+    assert arrived is not None
+    assert [len(array.data) for array in arrived["arrays"].values()] == sizes
 
 
 def test_special_values_survive_packing() -> None:

@@ -349,6 +349,7 @@ def test_random_bytes_as_packed_values(data: bytes) -> None:
         lambda data: data.replace(b"False", b"True "),
         lambda data: data.replace(b"NUMPY\x01", b"NUMPY\x02"),
         lambda data: data[:8] + b"\x74" + data[9:],
+        lambda data: data.replace(b"  \n", b" \n "),
         lambda data: data[:8] + b"\xff\xff" + data[10:],
     ],
 )
