@@ -1,11 +1,14 @@
 """`privet node trust | distrust | allow-app`: what an institution lets be asked of its node."""
 
 import os
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from ..privacy.errors import UsageError
 from ..privacy.home import Home
+from ..privacy.plan_file import toml_value
 from .settings import NodeSettings, allow_app, pin, unpin
 
 OperatorName = Annotated[str, typer.Argument(help="The operator's name in the federation.", metavar="NAME")]
@@ -34,12 +37,28 @@ def distrust(name: OperatorName) -> None:
 def allow(
     name: Annotated[str, typer.Argument(help="The name by which plans ask for the app.", metavar="NAME")],
     client_app: Annotated[str, typer.Argument(help="Where it is installed here.", metavar="MODULE:OBJECT")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Of Flower's node config, in place of what was set before.", metavar="KEY=VALUE"),
+    ] = None,
 ) -> None:
     """Let a Flower app be run, which makes no privacy claim: what it reads is not accounted for."""
-    path = _home().settings
-    allow_app(path, name, client_app)
+    home = _home()
+    allow_app(home.settings, name, client_app, _config_of(assignments) if assignments else None)
     print(f"app {name} may be run ({client_app}); what it reads is not accounted for")
-    print(f"to take that back, remove [apps.{name}] from {path}")
+    if not home.has_ledger():
+        print("its runs are entered in the ledger, which is made with the first data set; next: privet dataset add")
+    print(f"to take that back, remove [apps.{name}] from {home.settings}")
+
+
+def _config_of(assignments: Sequence[str]) -> dict[str, object]:
+    config = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {assignment}: not of the form KEY=VALUE", "--set partition-id=0")
+        config[key.strip()] = toml_value(value.strip())
+    return config
 
 
 def _home() -> Home:

@@ -4,8 +4,10 @@ The file is the institution's own: commands change single lines of it, keep its 
 all. Unknown keys are errors: a misspelt pin must not be a pin that is missing.
 """
 
+import json
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -14,17 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, StringC
 from ..privacy.channel.files import OWNER_ONLY, write_whole
 from ..privacy.errors import UsageError
 from ..privacy.plan import MOST_OPTIONS, NAME_PATTERN, Name, OptionName, OptionValue, Section
-from ..privacy.toml_file import header_of, problems_of
+from ..privacy.plan_app import REFERENCE_PATTERN, Reference
+from ..privacy.toml_file import key_text, problems_of, with_key
 
 # A page of text; anything larger was not written by a person.
 SETTINGS_BYTES = 64 * 1024
 MOST_THREADS = 1024
-_REFERENCE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 _MEMORY = re.compile(r"([1-9]\d{0,6}) ?(MiB|GiB)", re.ASCII)
 _UNITS = {"MiB": 2**20, "GiB": 2**30}
 
 Fingerprint = Annotated[StrictStr, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Reference = Annotated[StrictStr, StringConstraints(pattern=_REFERENCE, max_length=200)]
 
 
 class AppSettings(Section):
@@ -77,7 +78,7 @@ def pin(path: Path, name: str, fingerprint: str) -> None:
     _check(name, NAME_PATTERN, "an operator's name has lower-case letters, digits, dots and dashes")
     _check(fingerprint, r"[0-9a-f]{64}", "a fingerprint has 64 hexadecimal digits, in lower case")
     before = NodeSettings.read(path)
-    text = _with_key(_text_of(path), ("operators",), name, f'"{fingerprint}"')
+    text = with_key(_text_of(path), ("operators",), name, f'"{fingerprint}"')
     _write(path, text, before.model_copy(update={"operators": {**before.operators, name: fingerprint}}))
 
 
@@ -87,20 +88,35 @@ def unpin(path: Path, name: str) -> None:
     if name not in before.operators:
         pinned = ", ".join(before.operators) or "nobody"
         raise UsageError(f"operator {name!r} is not pinned; pinned: {pinned}", "privet node status")
-    text = _with_key(_text_of(path), ("operators",), name, None)
+    text = with_key(_text_of(path), ("operators",), name, None)
     left = {known: key for known, key in before.operators.items() if known != name}
     _write(path, text, before.model_copy(update={"operators": left}))
 
 
-def allow_app(path: Path, name: str, client_app: str) -> None:
-    """Let a Flower app be run for the federation, under this name."""
+def allow_app(path: Path, name: str, client_app: str, config: Mapping[str, object] | None = None) -> None:
+    """Let a Flower app be run for the federation, under this name. `config`: the node's own for it; None keeps it."""
     _check(name, NAME_PATTERN, "an app's name has lower-case letters, digits, dots and dashes")
-    _check(client_app, _REFERENCE, "give the app's ClientApp as MODULE:OBJECT")
+    _check(client_app, REFERENCE_PATTERN, "give the app's ClientApp as MODULE:OBJECT")
     before = NodeSettings.read(path)
-    config = before.apps[name].config if name in before.apps else {}
-    app = AppSettings.model_validate({"client-app": client_app, "config": config})
-    text = _with_key(_text_of(path), ("apps", name), "client-app", f'"{client_app}"')
+    kept: Mapping[str, object] = before.apps[name].config if name in before.apps else {}
+    app = _app_of(client_app, kept if config is None else config)
+    text = with_key(_text_of(path), ("apps", name), "client-app", f'"{client_app}"')
+    if config is not None:
+        spelled = ", ".join(f"{key_text(key)} = {_value_text(value)}" for key, value in app.config.items())
+        text = with_key(text, ("apps", name), "config", f"{{ {spelled} }}" if spelled else None)
     _write(path, text, before.model_copy(update={"apps": {**before.apps, name: app}}))
+
+
+def _app_of(client_app: str, config: Mapping[str, object]) -> AppSettings:
+    try:
+        return AppSettings.model_validate({"client-app": client_app, "config": config})
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise UsageError(f"an app's config that cannot be kept: {told}", "--set KEY=VALUE") from None
+
+
+def _value_text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)  # of flags, numbers and printable text the same as TOML's
 
 
 def _text_of(path: Path) -> str:
@@ -117,31 +133,6 @@ def _text_of(path: Path) -> str:
         return content.decode()
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not TOML: it is not UTF-8 text", f"mend {path}") from None
-
-
-def _with_key(text: str, table: tuple[str, ...], key: str, value: str | None) -> str:
-    """The text with a key set in a table, or taken out of it where there is no value; every other line stays."""
-    lines = text.split("\n")
-    spelled = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=")
-    headers = [number for number, line in enumerate(lines) if header_of(line) is not None]
-    start = next((number for number in headers if header_of(lines[number]) == table), None)
-    if start is None:
-        gap = [""] if text.strip() else []
-        lines = [*text.rstrip("\n").split("\n"), *gap] if text.strip() else []
-        return "\n".join([*lines, f"[{'.'.join(map(_spelled, table))}]", f"{_spelled(key)} = {value}", ""])
-    end = next((number for number in headers if number > start), len(lines))
-    found = next((number for number in range(start + 1, end) if spelled.match(lines[number])), None)
-    fresh = [] if value is None else [f"{_spelled(key)} = {value}"]
-    if found is not None:
-        lines[found : found + 1] = fresh
-    else:
-        last = max(number for number in range(start, end) if number == start or lines[number].strip())
-        lines[last + 1 : last + 1] = fresh
-    return "\n".join(lines)
-
-
-def _spelled(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else f'"{key}"'
 
 
 def _write(path: Path, text: str, meant: NodeSettings) -> None:

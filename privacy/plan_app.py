@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, StringConstraints
 
 from .envelope import (
     FORMAT,
@@ -23,6 +23,10 @@ from .envelope import (
 )
 from .plan import MOST_NODES, MOST_OPTIONS, Name, OptionName, OptionValue, Section
 from .submission import Submission
+
+# Where an app is installed, as MODULE:OBJECT. It is configuration of a party's own, never part of a message.
+REFERENCE_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+Reference = Annotated[StrictStr, StringConstraints(pattern=REFERENCE_PATTERN, max_length=200)]
 
 
 class AppRunSection(Section):

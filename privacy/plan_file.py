@@ -96,13 +96,13 @@ def _override(table: Table, assignment: str) -> str:
     if not isinstance(section, dict):
         raise PlanError([f"--set {assignment}: {parts[0]} is not a section"], "--set privacy.epsilon=1.5")
     if value.strip():
-        section[parts[1]] = _toml_value(value.strip())
+        section[parts[1]] = toml_value(value.strip())
     else:
         section.pop(parts[1], None)
     return ".".join(parts)
 
 
-def _toml_value(text: str) -> object:
+def toml_value(text: str) -> object:
     """What TOML reads, and plain text where it reads nothing: `--set run.task=digits` needs no quotes."""
     try:
         table = tomllib.loads(f"value = {text}")

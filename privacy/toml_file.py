@@ -129,3 +129,29 @@ def header_of(line: str) -> tuple[str, ...] | None:
     """The names in a table's header, `[a.b]` or `[[a]]`; None for any other line."""
     header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
     return tuple(part.strip().strip("\"'") for part in header.group(1).split(".")) if header else None
+
+
+def with_key(text: str, table: tuple[str, ...], key: str, value: str | None) -> str:
+    """The text with a key set in a table, or taken out of it where there is no value; every other line stays."""
+    lines = text.split("\n")
+    spelled = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=")
+    headers = [number for number, line in enumerate(lines) if header_of(line) is not None]
+    start = next((number for number in headers if header_of(lines[number]) == table), None)
+    if start is None:
+        gap = [""] if text.strip() else []
+        lines = [*text.rstrip("\n").split("\n"), *gap] if text.strip() else []
+        return "\n".join([*lines, f"[{'.'.join(map(key_text, table))}]", f"{key_text(key)} = {value}", ""])
+    end = next((number for number in headers if number > start), len(lines))
+    found = next((number for number in range(start + 1, end) if spelled.match(lines[number])), None)
+    fresh = [] if value is None else [f"{key_text(key)} = {value}"]
+    if found is not None:
+        lines[found : found + 1] = fresh
+    else:
+        last = max(number for number in range(start, end) if number == start or lines[number].strip())
+        lines[last + 1 : last + 1] = fresh
+    return "\n".join(lines)
+
+
+def key_text(key: str) -> str:
+    """A key as TOML spells it."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else f'"{key}"'
