@@ -118,10 +118,12 @@ def stop_run(run: RunId, passphrase_file: PassphraseFile = None, as_json: AsJson
 
 @run_app.command("resume")
 def resume_run(run: RunId, passphrase_file: PassphraseFile = None, as_json: AsJson = False) -> None:
-    """Go on with a run that was stopped or has failed, from its newest checkpoint."""
+    """Go on with a run that was stopped or has failed, from its newest checkpoint; an app's run begins anew."""
     client = _opened(passphrase_file)[1]
     page = client.resume(_found(client, run))
-    print(json.dumps(page) if as_json else f"run {page['run_id']}: {page['state']}; next: {_WATCH(page['run_id'])}")
+    anew = ", and begins anew: privet keeps no checkpoint of an app" if page.get("app") else ""
+    told = f"run {page['run_id']}: {page['state']}{anew}; next: {_WATCH(page['run_id'])}"
+    print(json.dumps(page) if as_json else told)
 
 
 @run_app.command("model")

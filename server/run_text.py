@@ -67,6 +67,13 @@ def _told(kind: str, body: View) -> str:
         return "; ".join(parts)
     if kind == "failed":
         return f"failed: {body.get('code')}: {body.get('text')}"
+    if kind == "app":
+        anew = "begins anew, without a checkpoint" if body.get("is_anew") else "begins"
+        return f"app {body.get('app')} {anew}, loaded from {body.get('loaded_from')}"
+    if kind == "refused":
+        return f"no answer from {body.get('node')}: {body.get('code')}"
+    if kind == "app-ended":
+        return "the app has ended"
     by = body.get("by") or body.get("operator")
     return f"{kind} by {by}" if by else kind
 

@@ -42,7 +42,7 @@ def followed(client: ControlClient, run_id: str, away: Callable[[], None], pause
 
 
 class Watching:
-    """Shows what is followed. Where no terminal looks on: a line for each event, and nothing in passing."""
+    """Shows what is followed. Where no terminal looks on: a line for each event, and what an app says."""
 
     def __init__(self, console: Console) -> None:
         self.run: View = {}
@@ -93,6 +93,8 @@ class Watching:
             self._cohort, self._answered = body["cohort"], set()
         elif kind == "answer":
             self._answered.add(body["node"])
+        elif kind == "said":
+            self._print(body["line"])
         elif kind == "missed" and self._bar is not None:
             self._print(f"round {body['round']}: {body['node']} {body['code']}")
 

@@ -135,6 +135,10 @@ class Runs:
     def model_file(self, run_id: str) -> Path:
         """The file of the model that a finished run has trained; raise UsageError where there is none."""
         record = self.book.record(run_id)
+        if record.kind == APP:
+            raise UsageError(
+                f"run {run_id} is an app's: privet has no model of it", "look where the app writes what it trained"
+            )
         if "model" not in record.standing:
             raise UsageError(
                 f"run {run_id} is {record.state}: it has no model yet", f"privet run logs {run_id} --follow"

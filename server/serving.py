@@ -8,6 +8,7 @@ It ends gracefully: runs keep their state and go on at the next start; nodes com
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from ..privacy.errors import ChannelError
 from ..privacy.metrics_page import MetricsPage
 from ..privacy.plan_app import AnySubmission, AppSubmission
 from ..privacy.signed import SignedSubmission, verified
+from .app_names import APPS
 from .app_run import AppRuns
 from .control import Control, control_handler
 from .database import open_database
@@ -91,13 +93,14 @@ class Server:
             else Hub(self.members, witnesses, terms)
         )
         self.gate = Gate(self.members, self._tally.refuse)
+        self.hub.tell_denied = self.gate.end_denied
         self.runs = Runs(
             RunBook(engine),
             self._folder_of,
             self._grid_of,
             carry_out={
                 TRAINING: TrainingRuns(deadline=options.deadline),
-                APP: AppRuns(home.folder / "apps.toml"),
+                APP: AppRuns(home.folder / APPS),
             },
             check=self._check,
             clock=clock,
@@ -211,5 +214,6 @@ def _seal(signed: SignedSubmission) -> ConfigRecord:
             words.SUBMISSION: signed.submission,
             words.SIGNATURE: signed.signature,
             words.CERTIFICATES: signed.certificates,
+            words.BEGUN: secrets.token_hex(8),
         }
     )
