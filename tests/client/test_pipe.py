@@ -33,9 +33,10 @@ def test_packets_follow_one_another_whatever_their_size(ends: tuple[socket.socke
     packets = [
         Packet({"a": 1}, {str(n): np.full((n,), n, np.float32) for n in range(1500)}),
         Packet({"b": [1, None, "ü"]}, raw=b"x" * 1000),
+        Packet({}, {"large": np.arange(2_000_000, dtype=np.float32)}),  # more than a socket takes at once
         Packet({}),
     ]
-    sender = threading.Thread(target=lambda: [other.send(packet) for packet in packets])
+    sender = threading.Thread(target=lambda: [other.send(packet, time.monotonic() + 60) for packet in packets])
     sender.start()
     read = [pipe.receive(time.monotonic() + 60) for _ in packets]
     sender.join()
@@ -55,6 +56,14 @@ def test_end_between_packets_is_an_end_and_within_one_an_error(ends: tuple[socke
     with pytest.raises(ConnectionError):
         pipe.receive()
     assert pipe.receive() is None
+
+
+def test_end_within_the_first_bytes_is_an_error(ends: tuple[socket.socket, Pipe]) -> None:
+    raw, pipe = ends
+    raw.sendall(framed({"arrays": []})[:5])
+    raw.shutdown(socket.SHUT_WR)
+    with pytest.raises(ConnectionError):
+        pipe.receive()
 
 
 @pytest.mark.parametrize(
@@ -117,6 +126,8 @@ def test_silence_ends_in_time(ends: tuple[socket.socket, Pipe]) -> None:
     raw.sendall(framed({"arrays": []})[:7])
     with pytest.raises(TimeoutError):
         pipe.receive(time.monotonic() + 0.02)
+    with pytest.raises(TimeoutError):
+        pipe.receive(time.monotonic() - 1)
     with pytest.raises(TimeoutError):
         pipe.send(Packet({}, {"w": np.zeros(10_000_000, np.float32)}), time.monotonic() + 0.02)
 
