@@ -33,7 +33,7 @@ def test_packets_follow_one_another_whatever_their_size(ends: tuple[socket.socke
     packets = [
         Packet({"a": 1}, {str(n): np.full((n,), n, np.float32) for n in range(1500)}),
         Packet({"b": [1, None, "ü"]}, raw=b"x" * 1000),
-        Packet({}, {"large": np.arange(2_000_000, dtype=np.float32)}),  # more than a socket takes at once
+        Packet({}, {"large": np.arange(5_000_000, dtype=np.float32)}),  # more than a socket takes at once
         Packet({}),
     ]
     sender = threading.Thread(target=lambda: [other.send(packet, time.monotonic() + 60) for packet in packets])
