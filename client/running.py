@@ -55,6 +55,7 @@ class RunningNode:
         root = self._home.root
         with only_one(lock_of(self._home), f"{root}: a node runs here already", "privet node status"):
             asked = _signals(asyncio.get_running_loop())
+            self._home.status.unlink(missing_ok=True)  # of the process before this one
             party = await asyncio.to_thread(NodeParty, self._home, self._member, self._passphrase, self._note_news)
             page = self._page(party)
             link = Link(self._member, CountedParty(party, self._tally), freshen=_freshen, is_packing=party.packs)

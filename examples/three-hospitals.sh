@@ -40,7 +40,7 @@ python "$here/three_hospitals_data.py" "$folder/data"
 echo "== coordinator: a federation, and its server"
 printf 'keep this one offline\n' > "$folder/passphrase"
 as coordinator federation init hearts --address "localhost:$port" --passphrase-file "$folder/passphrase"
-as coordinator server > "$folder/server.log" 2>&1 &
+PRIVET_HOME="$folder/coordinator" privet server > "$folder/server.log" 2>&1 &
 started="$started $!"
 wait_for "stop with" "$folder/server.log"
 
@@ -49,7 +49,7 @@ for hospital in st-marys charite karolinska; do
     as coordinator invite "$hospital" 2> /dev/null | as "$hospital" join - --yes
     as "$hospital" dataset add ward7 --path "$folder/data/$hospital.csv" --task digits \
         --declared-size 599 --epsilon 10 --delta 1e-4
-    as "$hospital" node > "$folder/$hospital.log" 2>&1 &
+    PRIVET_HOME="$folder/$hospital" privet node > "$folder/$hospital.log" 2>&1 &
     started="$started $!"
 done
 for hospital in st-marys charite karolinska; do wait_for "connected to" "$folder/$hospital.log"; done

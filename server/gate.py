@@ -1,12 +1,14 @@
 """The gate, which every call on the main port passes: who calls, in which role, may they, are they a member still?
 
 A method that no rule names is closed. TLS has asked for a certificate of the federation; the gate looks at the rest.
+What fails behind it is told to the caller in a few words of its own: gRPC would send the text of the error.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -15,7 +17,7 @@ import grpc.aio
 
 from ..privacy.channel.credentials import Peer, peer_of
 from ..privacy.channel.identities import Role
-from ..privacy.errors import ChannelError
+from ..privacy.errors import ChannelError, DatabaseError
 
 log = logging.getLogger("privet.server")
 
@@ -41,6 +43,9 @@ RULES: Mapping[str, frozenset[Role]] = {
     "/grpc.health.v1.Health/Check": _MEMBERS,
     "/grpc.health.v1.Health/Watch": _MEMBERS,
 }
+# All that a caller learns; the log says more.
+DATABASE_AWAY = "the server cannot reach its database at this moment; try again soon"
+DEFECT = "a defect in the server; its log says more"
 _peer: ContextVar[Peer] = ContextVar("peer")
 
 
@@ -63,6 +68,14 @@ class Gate(grpc.aio.ServerInterceptor):
     def __init__(self, roll: Roll, refused: Callable[[str], None] = lambda method: None) -> None:
         self._roll = roll
         self._refused = refused
+        self._streaming_calls: dict[asyncio.Task[Any], Peer] = {}
+
+    def end_denied(self, denied: frozenset[str]) -> None:
+        """End the calls that still stream to holders of these keys. Nodes' own streams are the hub's."""
+        for task, found in list(self._streaming_calls.items()):
+            if found.key_fingerprint in denied:
+                log.warning("%s was revoked: its call ends", found.identity.uri)
+                task.cancel()
 
     async def intercept_service(
         self,
@@ -84,16 +97,23 @@ class Gate(grpc.aio.ServerInterceptor):
 
     def _plain(self, behaviour: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
-            await self._admit(context, method)
-            return await behaviour(request, context)
+            async with _told_little(context, method):
+                await self._admit(context, method)
+                return await behaviour(request, context)
 
         return guarded
 
     def _streaming(self, behaviour: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             await self._admit(context, method)
-            async for response in behaviour(request, context):
-                yield response
+            task = asyncio.current_task()
+            assert task is not None, "a call is served by a task"
+            self._streaming_calls[task] = _peer.get()
+            try:
+                async for response in behaviour(request, context):
+                    yield response
+            finally:
+                del self._streaming_calls[task]
 
         return guarded
 

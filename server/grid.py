@@ -8,7 +8,7 @@ import copy
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Error, Message, Metadata, RecordDict
@@ -125,6 +125,13 @@ class GrpcGrid(RunGrid):
             self._check_going_on()
             seen = self._hub.wait_for_change(seen, None)
         self._check_going_on()
+
+    def wait_for_names(self, names: Set[str], seconds: float) -> None:
+        """See RunGrid."""
+        end, seen = time.monotonic() + seconds, self._hub.nodes()
+        while names - {node.name for node in seen} and (left := end - time.monotonic()) > 0:
+            self._check_going_on()
+            seen = self._hub.wait_for_change(seen, left)
 
     def notes(self) -> dict[str, str]:
         """Which connected nodes are not asked, and why."""

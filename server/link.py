@@ -4,7 +4,8 @@ The rules:
 1. A stream belongs to the certificate that opened it. Name and number of a node come from there, never from a frame.
 2. One stream a node. A second one of the same process takes the first one's place; of another process it is refused.
 3. What is asked survives a reconnect: it is sent again on the next stream. A node that stays away longer than the grace
-   is given up for what it was asked; it may come back for what follows.
+   is given up for what it was asked; it may come back for what follows. One that has been away so long, or was shown
+   the door, keeps no round waiting.
 4. A revoked or expired identity loses its open stream within a second.
 
 Everything here runs on the server's event loop, except what says "from any thread".
@@ -12,6 +13,7 @@ Everything here runs on the server's event loop, except what says "from any thre
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -85,6 +87,7 @@ class Hub:
         options: HubOptions | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.tell_denied: Callable[[frozenset[str]], None] = lambda denied: None  # who else ends what is denied
         self.options = options or HubOptions()
         self.room = Room(self.options.room)
         self._sends = asyncio.Semaphore(_SENDS_AT_ONCE)
@@ -99,6 +102,8 @@ class Hub:
         self._asks: dict[bytes, Ask] = {}
         self._given_up: dict[int, asyncio.TimerHandle] = {}
         self._loop = asyncio.get_running_loop()
+        self._born = self._loop.time()
+        self._left: dict[int, float] = {}  # when, by node
         self._changed = threading.Condition()
         self._views: list[NodeView] = []  # another list where something has changed that somebody may wait for
         self._places: dict[int, int] = {}  # in it, by node
@@ -157,6 +162,7 @@ class Hub:
                 )
             before.end("its process opened another stream")
         self._streams[stream.node_id] = stream
+        self._left.pop(stream.node_id, None)
         self._names[stream.node_id] = stream.name
         timer = self._given_up.pop(stream.node_id, None)
         if timer is not None:
@@ -237,6 +243,7 @@ class Hub:
         if revision != self._revision:
             self.denied = await asyncio.to_thread(self.roll.denied_keys)
             self._revision = revision
+            self.tell_denied(self.denied)
             streams = list(self._streams.values())
             for stream in streams:  # first those whose key is known to be denied: no question to the database each
                 if stream.peer.key_fingerprint in self.denied:
@@ -257,6 +264,8 @@ class Hub:
         if self._streams.get(stream.node_id) is not stream:
             return
         del self._streams[stream.node_id]
+        is_expelled = stream.status is grpc.StatusCode.PERMISSION_DENIED
+        self._left[stream.node_id] = -math.inf if is_expelled else self._loop.time()
         log.info("node %s disconnected", stream.name)
         self._await_return(stream.node_id)
         self.changed()
@@ -264,7 +273,8 @@ class Hub:
     def _await_return(self, node_id: int) -> None:
         """Give the node up for what it was asked, unless it connects within the grace."""
         if node_id not in self._given_up and any(ask.node_id == node_id for ask in self._asks.values()):
-            self._given_up[node_id] = self._loop.call_later(self.options.grace, self._give_up, node_id)
+            until = self._left.get(node_id, self._born) + self.options.grace
+            self._given_up[node_id] = self._loop.call_at(until, self._give_up, node_id)
 
     def _give_up(self, node_id: int) -> None:
         self._given_up.pop(node_id, None)

@@ -209,9 +209,9 @@ class Guard:
     def check_witnessed(self, countersigned: Countersigned) -> None:
         """Refuse where a head that the server countersigned is not in this ledger: it was put back to an older copy."""
         head = countersigned.head
-        if not countersigned.is_signed():
-            raise RefusedError(
-                Refusal.MALFORMED_REQUEST, "a countersigned head that nobody signed", "ask the coordinator"
+        if not countersigned.is_signed() or head.public_key != self._ledger.key.public:
+            raise RefusedError(  # or a server could make up a head, and stop the node with it
+                Refusal.MALFORMED_REQUEST, "a countersigned head that this ledger's key did not sign", _ASK_COORDINATOR
             )
         entry = self._ledger.entry(head.sequence)
         is_ours = entry is not None and entry.hash == head.hash
@@ -323,3 +323,6 @@ def _attempt_body(submission: Submission, attempt: Attempt) -> dict[str, str]:
         "round": str(attempt.round),
         "attempt": str(attempt.number),
     }
+
+
+_ASK_COORDINATOR = "ask the coordinator"

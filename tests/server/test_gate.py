@@ -188,3 +188,44 @@ def test_unknown_method_is_left_to_grpc() -> None:
         return None
 
     assert asyncio.run(Gate(OpenRoll()).intercept_service(nothing, _Details("/x/Y"))) is None
+
+
+def test_stream_of_a_revoked_operator_ends_and_no_other(authority: Authority) -> None:
+    """Whoever follows a run follows it no longer once the key is denied; another operator goes on."""
+    keys = {name: IdentityKey.generate() for name in ("alice", "bob")}
+    now, gate = datetime.now(UTC), Gate(OpenRoll())
+    chains = {
+        name: authority.issuer.issue(Identity(authority.federation, Role.OPERATOR, name), key.csr(), now)
+        for name, key in keys.items()
+    }
+
+    async def story() -> dict[str, bool]:
+        more = asyncio.Event()
+
+        async def endless(request: bytes, context: Any) -> Any:
+            yield request
+            await more.wait()
+            yield request
+
+        async def find(_: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.unary_stream_rpc_method_handler(endless)
+
+        async def follow(name: str, begun: asyncio.Event) -> list[bytes]:
+            handler = await gate.intercept_service(find, _Details("/privet.v1.Control/Watch"))
+            told = []
+            async for response in handler.unary_stream(b"asked", Call(chains[name])):
+                told.append(response)
+                begun.set()
+            return told
+
+        begun = {name: asyncio.Event() for name in keys}
+        following = {name: asyncio.create_task(follow(name, begun[name])) for name in keys}
+        for event in begun.values():
+            await asyncio.wait_for(event.wait(), 10)
+        gate.end_denied(frozenset({keys["alice"].fingerprint}))
+        await asyncio.wait([following["alice"]], timeout=10)
+        more.set()
+        assert await asyncio.wait_for(following["bob"], 10) == [b"asked"] * 2
+        return {name: task.cancelled() for name, task in following.items()}
+
+    assert asyncio.run(story()) == {"alice": True, "bob": False}

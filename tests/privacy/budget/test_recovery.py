@@ -19,8 +19,8 @@ from privet.privacy.budget.guard import Guard
 from privet.privacy.budget.keys import SigningKey
 from privet.privacy.budget.ledger import Entry
 from privet.privacy.budget.recovery import recover
-from privet.privacy.budget.witness import Head, Witness
-from privet.privacy.errors import BudgetError, LedgerError, RefusedError
+from privet.privacy.budget.witness import COUNTERSIGNED, HEAD, Countersigned, Head, Witness
+from privet.privacy.errors import BudgetError, LedgerError, Refusal, RefusedError
 from privet.privacy.home import Home
 
 TERMS = AccountTerms("record", Decimal(10), Decimal("1e-4"), allows_none=True)
@@ -105,6 +105,19 @@ def test_recovered_node_is_countersigned_and_its_new_charge_reported(rolled_back
     assert (newest.head.sequence, newest.head.hash) == head_of(keeper)
     assert [json.loads(charge["body"])["run"] for charge in told.charges.values()] == ["a", "b", "c"]
     keeper.check_witnessed(newest)
+
+
+def test_head_that_a_server_made_up_is_none_of_this_ledger(rolled_back: tuple[Path, Path]) -> None:
+    """Signed by both as it should be, but under a key of the server's own: it must not stop the node as `behind`."""
+    _, keeper = guard(rolled_back[0])
+    made_up, digest = SigningKey.generate(), "ab" * 32
+    unsigned = Head("ward", made_up.public, 900, digest, "")
+    head = Head("ward", made_up.public, 900, digest, made_up.sign(HEAD, unsigned.message()))
+    forged = Countersigned(head, SERVER.public, SERVER.sign(COUNTERSIGNED, head.message()))
+    assert forged.is_signed()
+    with pytest.raises(RefusedError, match="this ledger's key did not sign") as refused:
+        keeper.check_witnessed(forged)
+    assert refused.value.code is Refusal.MALFORMED_REQUEST
 
 
 def head_of(keeper: Guard) -> tuple[int, str]:
