@@ -11,12 +11,13 @@ The rules:
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import platform
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,7 +80,7 @@ class Party(Welcomed, Protocol):
 
 
 class Link:
-    """Keeps a stream open, until it is stopped."""
+    """Keeps a stream open, until it is stopped. `clock`: Unix seconds; `options`: of gRPC."""
 
     def __init__(
         self,
@@ -88,12 +89,14 @@ class Link:
         freshen: Callable[[Member], None],
         is_packing: Callable[[str], bool] = lambda run_id: False,
         clock: Callable[[], float] = time.time,
+        options: Sequence[tuple[str, int]] = GRPC_OPTIONS,
     ) -> None:
         self._member = member
         self._party = party
         self._freshen = freshen
         self._is_packing = is_packing
         self._clock = clock
+        self._options = [*options, ("grpc.enable_retries", 0)]
         self._instance = os.urandom(INSTANCE_BYTES)
         self._answers: dict[bytes, tuple[str, Message]] = {}  # by ask: run and answer, until they are taken
         self._working: set[bytes] = set()
@@ -169,7 +172,8 @@ class Link:
         self._working.add(ask_id)
 
         def answer(reply: Message) -> None:
-            self._loop.call_soon_threadsafe(self._answered, ask_id, run_id, reply)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the node has ended
+                self._loop.call_soon_threadsafe(self._answered, ask_id, run_id, reply)
 
         self._party.take(Asked(ask_id, run_id, message, answer))
 
@@ -205,9 +209,8 @@ class Link:
     async def _connected(self) -> None:
         """One connection, from its beginning to its end."""
         await asyncio.to_thread(self._freshen, self._member)
-        options = [*GRPC_OPTIONS, ("grpc.enable_retries", 0)]
         async with grpc.aio.secure_channel(
-            self._member.address, channel_credentials(self._member), options=options
+            self._member.address, channel_credentials(self._member), options=self._options
         ) as channel:
             session = Session(self, self._party, self._member, channel)
             self._session = session

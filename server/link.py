@@ -222,12 +222,20 @@ class Hub:
 
     async def watch_denied(self) -> None:
         """Look at the deny-list, and at expiry, until cancelled: end the streams that may not go on."""
+        is_readable = True
         while True:
             await asyncio.sleep(_DENIED_EVERY_SECONDS)
+            self._end_expired()
             try:
                 await self._end_denied()
             except ChannelError as error:  # a database that cannot be asked now; the streams stay as they are
-                log.error("the deny-list cannot be read: %s", error.message)
+                if is_readable:  # four times a second would fill the disk that may be the reason
+                    log.error("the deny-list cannot be read: %s", error.message)
+                is_readable = False
+                continue
+            if not is_readable:
+                log.info("the deny-list can be read again")
+            is_readable = True
 
     async def close(self) -> None:
         """End every stream."""
@@ -251,6 +259,9 @@ class Hub:
             for stream in streams:
                 stream.tell_denied(self.denied)
                 await self._check(stream, now)
+
+    def _end_expired(self) -> None:
+        now = self.clock()
         for stream in [s for s in self._streams.values() if s.peer.not_after.timestamp() <= now]:
             stream.end("its certificate has expired", grpc.StatusCode.UNAUTHENTICATED)
 

@@ -18,13 +18,15 @@ INLINE_BYTES = 256 * KIB
 MESSAGE_ID_BYTES = 16
 DIGEST_BYTES = 32
 
-# A silently cut network is noticed within 30 s. The server takes pings as often as a node may send them (else it says
-# `too_many_pings` and hangs up), and the windows of HTTP/2 are gRPC's own.
+# A silently cut network is noticed within 30 s. Also while data flows: gRPC's own ping, which measures the line and may
+# wait 60 s by default, keeps those of keepalive back. The server takes pings as often as a node may send them (else it
+# says `too_many_pings` and hangs up), and the windows of HTTP/2 are gRPC's own.
 GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", FRAME_BYTES),
     ("grpc.max_receive_message_length", FRAME_BYTES),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

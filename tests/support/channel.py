@@ -133,6 +133,10 @@ class Server:
     def stop(self, grace: float | None = None) -> None:
         self.loop.run(self._server.stop(grace))
 
+    def present(self, presented: Presented) -> None:
+        """From the next connection on."""
+        self._presented = presented
+
     def close(self) -> None:
         self.stop()
         self.loop.close()
@@ -202,7 +206,8 @@ class EchoParty:
 class Institution:
     """A node's link that runs in a loop of its own, or in one that is shared."""
 
-    def __init__(self, member: Member, party: Any, loop: Loop | None = None) -> None:
+    def __init__(self, member: Member, party: Any, loop: Loop | None = None, **options: Any) -> None:
+        self._options = {"freshen": lambda member: None} | options
         self._own = loop is None
         self.loop = loop or Loop()
         self.party = party
@@ -211,7 +216,7 @@ class Institution:
         self._running = self.loop.submit(self.link.run())
 
     async def _made(self) -> Link:
-        return Link(self.member, self.party, freshen=lambda member: None)
+        return Link(self.member, self.party, **self._options)
 
     def stop(self) -> None:
         self.loop.loop.call_soon_threadsafe(self.link.stop)
