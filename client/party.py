@@ -42,6 +42,7 @@ from .worker import Workers, WorkerSettings
 log = logging.getLogger("privet.node")
 
 _LISTENED = ("train", "evaluate")
+MOST_SEATS = 64  # as many as a server of ours has runs under way
 _IDLE_SECONDS = 600.0  # a seat that nobody asks for so long gives its process and its memory back
 _STATE_SECONDS = 12 * 3600.0  # and what an app keeps between rounds: Flower's messages live as long by default
 
@@ -67,11 +68,13 @@ class NodeParty:
         self._packed: set[str] = set()
         self._app_runs: set[int] = set()  # by Flower's number: their answers are not ours to add to
         self._lock = threading.Lock()
+        self._heard = ""
         self._behind: RefusedError | None = None
         self._declared: frozenset[str] = frozenset()
         self._tasks: dict[str, str] = {}
         self.orders = Orders()
         self.state, self.why, self.since = "connecting", "", time.time()
+        self._offered: Presence | None = None
         self.look()
 
     # ---- see link.Party ----
@@ -88,10 +91,12 @@ class NodeParty:
             asked.answer(refused(asked.message, said, asked.run_id))
             return
         with self._lock:
-            if asked.run_id not in self._seats:
-                self._seats[asked.run_id] = Seat(asked.run_id, self._open_served(asked.run_id), self._show)
-            self._used[asked.run_id] = time.monotonic()
-            self._seats[asked.run_id].put(asked)
+            seat = self._seat(asked.run_id)
+        if seat is None:
+            many = refusal(Refusal.MALFORMED_REQUEST, f"{MOST_SEATS} runs are served here, which is the most")
+            asked.answer(refused(asked.message, many, asked.run_id))
+        else:
+            seat.put(asked)
 
     def drop(self, ask_id: bytes) -> None:
         """Nobody waits for this answer; what has begun goes on, and its answer is kept."""
@@ -100,6 +105,7 @@ class NodeParty:
 
     def welcomed(self, countersigned: str) -> None:
         """What the server has witnessed of the ledger."""
+        self._heard = countersigned
         try:
             self._teller.hear(countersigned)
             self._behind = None
@@ -129,8 +135,9 @@ class NodeParty:
     # ---- what the node's own process asks ----
 
     def look(self) -> bool:
-        """Read orders, settings and declarations anew; whether what is offered has changed."""
-        before = self.presence()
+        """Read orders, settings and declarations anew; whether what is offered is other than at the last look."""
+        if self._behind is not None:
+            self.welcomed(self._heard)  # it may have been recovered
         self.orders = read_orders(self._home.orders)
         self.settings = NodeSettings.read(self._home.settings)
         declared = self._teller.tasks()
@@ -140,7 +147,8 @@ class NodeParty:
             if (seat := self._seats.get(run_id)) is not None:
                 seat.cancel("the institution withdrew")
         self._close_idle()
-        return self.presence() != before
+        before, self._offered = self._offered, self.presence()
+        return self._offered != before
 
     def works(self) -> list[Work]:
         """What the seats are doing."""
@@ -166,6 +174,15 @@ class NodeParty:
         self._teller.close()
 
     # ---- its own ----
+
+    def _seat(self, run_id: str) -> Seat | None:
+        """The run's seat, or a new one; None where there are too many: each is a thread, and any server may ask."""
+        if run_id not in self._seats:
+            if len(self._seats) >= MOST_SEATS:
+                return None
+            self._seats[run_id] = Seat(run_id, self._open_served(run_id), self._show)
+        self._used[run_id] = time.monotonic()
+        return self._seats[run_id]
 
     def _check_orders(self, run_id: str) -> None:
         if self._behind is not None:

@@ -125,7 +125,10 @@ class Seat:
         try:
             if self._served is None:
                 self._served = self._open_served(message)
-            return self._served.answer(message)
+            reply = self._served.answer(message)
+            if reply.has_error() and reply.error.code == words.REFUSED:
+                self.work.refused = str(reply.error.reason)
+            return reply
         except RefusedError as refusal:
             self.work.refused = refusal.code.value
             return refused(message, refusal, self.work.run_id)
