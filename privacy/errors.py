@@ -10,6 +10,7 @@
     ├── CheckpointError            exit 1   a checkpoint that is missing, damaged or of another submission
     ├── FederationError            exit 1   a run that cannot go on: too few nodes, or they disagree
     ├── ChannelError               exit 1   a peer or a message that the channel does not let through
+    │   └── DatabaseError                   the server's database cannot be asked whether it may
     ├── EnrolmentError             exit 2   a party that cannot be invited, joined, renewed or revoked so
     └── InterruptedRunError        exit 1   stopped by the operator; the state is kept
 
@@ -109,6 +110,10 @@ class FederationError(PrivetError):
 
 class ChannelError(PrivetError):
     """A certificate, a peer or a message that the channel does not let through."""
+
+
+class DatabaseError(ChannelError):
+    """The server's database cannot be asked at this moment; what it said is for the server's log alone."""
 
 
 class EnrolmentError(PrivetError):

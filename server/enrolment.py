@@ -23,7 +23,8 @@ from ..privacy.budget.ledger import Clock, system_clock
 from ..privacy.channel import privet_pb2 as pb
 from ..privacy.channel.credentials import insist_on_tls, peer_of
 from ..privacy.channel.services import handlers_of
-from ..privacy.errors import PrivetError
+from ..privacy.errors import DatabaseError, PrivetError
+from .gate import DATABASE_AWAY, DEFECT
 from .registrar import Registrar
 
 log = logging.getLogger("privet.server.enrolment")
@@ -110,9 +111,15 @@ class Enrolment:
         try:
             insist_on_tls(context.auth_context())
             return await asyncio.to_thread(act, *arguments)
+        except DatabaseError as error:
+            await refuse(context, what, error, refusal)
         except PrivetError as error:
             self._failures.count(host)
             await refuse(context, what, error, refusal)
+        except Exception:  # gRPC would send its text to a stranger
+            log.exception("%s for %s failed", what, host)
+            await context.abort(grpc.StatusCode.INTERNAL, DEFECT)
+        raise AssertionError("abort raises")
 
 
 class Membership:
@@ -153,6 +160,9 @@ def membership_handlers(registrar: Registrar, clock: Clock = system_clock) -> gr
 
 async def refuse(context: Context, what: str, error: PrivetError, words: str) -> NoReturn:
     """Log the reason, and end the call with a few words that tell nothing."""
+    if isinstance(error, DatabaseError):
+        log.error("could not %s for %s: %s", what, host_of(context.peer()), error.message)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, DATABASE_AWAY)
     log.warning("refused to %s for %s: %s", what, host_of(context.peer()), error.message)
     await context.abort(grpc.StatusCode.PERMISSION_DENIED, words)
     raise AssertionError("abort raises")

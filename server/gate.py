@@ -105,15 +105,16 @@ class Gate(grpc.aio.ServerInterceptor):
 
     def _streaming(self, behaviour: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
-            await self._admit(context, method)
-            task = asyncio.current_task()
-            assert task is not None, "a call is served by a task"
-            self._streaming_calls[task] = _peer.get()
-            try:
-                async for response in behaviour(request, context):
-                    yield response
-            finally:
-                del self._streaming_calls[task]
+            async with _told_little(context, method):
+                await self._admit(context, method)
+                task = asyncio.current_task()
+                assert task is not None, "a call is served by a task"
+                self._streaming_calls[task] = _peer.get()
+                try:
+                    async for response in behaviour(request, context):
+                        yield response
+                finally:
+                    del self._streaming_calls[task]
 
         return guarded
 
@@ -123,8 +124,25 @@ class Gate(grpc.aio.ServerInterceptor):
             if found.identity.role not in RULES.get(method, frozenset()):
                 raise ChannelError(f"{found.identity.uri} may not call {method}", "ask the coordinator for that role")
             await asyncio.to_thread(self._roll.check, found, time.time())
+        except DatabaseError:
+            raise
         except ChannelError as error:
             log.warning("refused %s from %s: %s", method, context.peer(), error.message)
             self._refused(method)
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{error.message}; {error.remedy}")
         _peer.set(found)
+
+
+@asynccontextmanager
+async def _told_little(context: Any, method: str) -> AsyncIterator[None]:
+    """End the call with a neutral sentence where the database is away, or something fails that should not."""
+    try:
+        yield
+    except DatabaseError as error:
+        log.error("%s from %s cannot be served: %s", method, context.peer(), error.message)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, DATABASE_AWAY)
+    except Exception as error:
+        if isinstance(error, grpc.aio.AbortError):
+            raise
+        log.exception("%s from %s failed", method, context.peer())
+        await context.abort(grpc.StatusCode.INTERNAL, DEFECT)

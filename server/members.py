@@ -21,7 +21,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from ..privacy.channel.credentials import Peer
 from ..privacy.channel.identities import Certificate, Role
 from ..privacy.channel.token import secret_hash
-from ..privacy.errors import ChannelError, EnrolmentError
+from ..privacy.errors import ChannelError, DatabaseError, EnrolmentError
 from .database import Base
 
 FIRST_NODE_ID = 2  # Flower keeps the numbers below for itself
@@ -96,7 +96,7 @@ class MemberRecord:
 class Members:
     """The members of a federation, in the server's database. Every method is one transaction.
 
-    Each raises ChannelError where the database cannot be asked.
+    Each raises DatabaseError where the database cannot be asked.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -245,7 +245,7 @@ class Members:
             with Session(self._engine) as session:
                 yield session
         except SQLAlchemyError as error:
-            raise ChannelError(
+            raise DatabaseError(
                 f"the database cannot be asked: {str(error).splitlines()[0]}",
                 "see that its disk has room and that it runs",
             ) from None

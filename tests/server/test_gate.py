@@ -7,12 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
+import grpc.aio
 import pytest
 from channel import Authority, OpenRoll
 from grpc_health.v1 import health_pb2
 from privet.privacy.channel import privet_pb2 as pb
+from privet.privacy.channel.credentials import Peer
 from privet.privacy.channel.identities import Identity, IdentityKey, Role
-from privet.server.gate import RULES, Gate, peer
+from privet.privacy.errors import DatabaseError
+from privet.server.gate import DATABASE_AWAY, DEFECT, RULES, Gate, peer
 
 MAIN_PORT = ("Nodes", "Control", "Membership")
 MEMBERS = {Role.NODE, Role.OPERATOR, Role.AUDITOR}
@@ -29,7 +32,7 @@ EXPECTED = {f"/privet.v1.{service}/{name}": roles for service, names in MAY.item
 EXPECTED |= {f"/grpc.health.v1.Health/{name}": MEMBERS for name in ("Check", "Watch")}
 
 
-class AbortedError(Exception):
+class AbortedError(grpc.aio.AbortError):
     """What gRPC raises where a call is ended."""
 
 
@@ -179,6 +182,44 @@ def test_revoked_member_is_refused_with_the_reason(authority: Authority) -> None
         called(Gate(roll), Behind(), "/privet.v1.Nodes/Connect", call)
     assert call.ended_with is not None
     assert "gone was revoked" in call.ended_with[1]
+
+
+class NoRoll:
+    """A roll whose database is away."""
+
+    def check(self, peer: Peer, now: float) -> None:
+        raise DatabaseError("connection to server at 192.0.2.9 failed for user privet", "see that it runs")
+
+
+@pytest.mark.parametrize(("method", "is_streaming"), [("Runs", False), ("Watch", True)])
+def test_database_that_is_away_is_no_refusal_and_its_words_stay_in_the_log(
+    method: str, is_streaming: bool, certificates: dict[Role, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    refused: list[str] = []
+    call = Call(certificates[Role.AUDITOR])
+    with pytest.raises(AbortedError):
+        called(Gate(NoRoll(), refused.append), Behind(), f"/privet.v1.Control/{method}", call, is_streaming)
+    assert call.ended_with == (grpc.StatusCode.UNAVAILABLE, DATABASE_AWAY)
+    assert refused == []
+    assert "192.0.2.9 failed for user privet" in caplog.text
+
+
+@pytest.mark.parametrize(("method", "is_streaming"), [("Runs", False), ("Watch", True)])
+def test_what_a_defect_says_stays_in_the_log(
+    method: str, is_streaming: bool, certificates: dict[Role, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Defective(Behind):
+        async def unary(self, request: bytes, context: Any) -> bytes:
+            raise OSError("/srv/privet/server.sqlite: no room")
+
+        async def stream(self, request: bytes, context: Any) -> Any:
+            yield await self.unary(request, context)
+
+    call = Call(certificates[Role.AUDITOR])
+    with pytest.raises(AbortedError):
+        called(Gate(OpenRoll()), Defective(), f"/privet.v1.Control/{method}", call, is_streaming)
+    assert call.ended_with == (grpc.StatusCode.INTERNAL, DEFECT)
+    assert "/srv/privet/server.sqlite" in caplog.text
 
 
 def test_unknown_method_is_left_to_grpc() -> None:
