@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
-from flwr.app import ConfigRecord, Error, Message
+from flwr.app import Error, Message
 
 from .. import __version__
 from ..privacy.budget.witness import head_text
@@ -27,18 +27,14 @@ from ..privacy.channel.credentials import Peer
 from ..privacy.channel.frames import INLINE_BYTES, Incoming, read_frame, to_message
 from ..privacy.errors import ChannelError
 from .asks import Arrived, Ask
+from .hello import PROTOCOL, check_hello, check_presence
 
 if TYPE_CHECKING:
     from .link import Hub
 
 log = logging.getLogger("privet.server")
 
-PROTOCOL = 1
-INSTANCE_BYTES = 16
-LARGEST_CLOCK_DIFFERENCE = 300.0  # seconds; certificates and submissions are judged by the clock
 _HELLO_SECONDS = 20.0
-_MOST_OFFERS = 1000  # tasks, apps
-_LONGEST_NAME = 200  # characters of anything that a node says of itself
 _MOST_QUEUED = 10_000  # frames and asks on their way to one node
 
 
@@ -167,7 +163,7 @@ class NodeStream:
             raise ChannelError(f"{self.name} opened a stream and said nothing", "update the node") from None
         if not isinstance(frame, pb.Frame) or frame.WhichOneof("kind") != "hello":
             raise ChannelError(f"{self.name} began with something else than a hello", "update the node")
-        _check_hello(frame.hello, self.name, self._hub.clock())
+        check_hello(frame.hello, self.name, self._hub.clock())
         self._hello, self.instance, self._since = frame.hello, frame.hello.instance, self._hub.clock()
         self.status = grpc.StatusCode.ALREADY_EXISTS
         self.send(pb.Frame(welcome=self._welcome()))
@@ -224,7 +220,7 @@ class NodeStream:
             elif kind == "end":
                 await self._finish(frame.end)
             elif kind == "presence":
-                _check_presence(frame.presence, self.name)
+                check_presence(frame.presence, self.name)
                 self._hello.presence.CopyFrom(frame.presence)
                 self._hub.changed()
             else:
@@ -303,7 +299,6 @@ class NodeStream:
             reply_to=asked,
         )
         ask.mailbox.traffic.received += body.size
-        message = message if ask.is_app else _true_to_its_name(message, self.name)
         if not await self._is_witnessed(ask, message):
             message = Message(Error(words.CONTRADICTS, words.LEDGER_CONTRADICTS), reply_to=ask.request)
         self._answered += 1
@@ -364,39 +359,3 @@ class _Body:
         if self.release is not None:
             self.release()
             self.release = None
-
-
-def _true_to_its_name(message: Message, name: str) -> Message:
-    """A node describes itself by the name in its certificate, whatever it wrote."""
-    if message.has_content():
-        config = message.content.get(words.CONFIG)
-        if isinstance(config, ConfigRecord) and words.NAME in config:
-            config[words.NAME] = name
-    return message
-
-
-def _check_hello(hello: pb.Hello, name: str, now: float) -> None:
-    if hello.protocol != PROTOCOL:
-        raise ChannelError(
-            f"{name} speaks protocol {hello.protocol} (privet {hello.version!r:.40}), this server {PROTOCOL}",
-            f"install privet {__version__} at the node",
-        )
-    if len(hello.instance) != INSTANCE_BYTES:
-        raise ChannelError(f"{name} does not say which process it is", "update the node")
-    difference = hello.clock - now
-    if not abs(difference) <= LARGEST_CLOCK_DIFFERENCE:
-        raise ChannelError(
-            f"the clock of {name} differs from the server's by {difference:.0f} s; "
-            f"allowed are {LARGEST_CLOCK_DIFFERENCE:.0f} s",
-            "set both clocks by NTP",
-        )
-    longest = max(len(hello.version), len(hello.python))
-    if longest > _LONGEST_NAME:
-        raise ChannelError(f"{name} says a version of {longest} characters", "update the node")
-    _check_presence(hello.presence, name)
-
-
-def _check_presence(presence: pb.Presence, name: str) -> None:
-    texts = [*presence.apps, *(part for task in presence.tasks for part in (task.name, task.version))]
-    if len(texts) > 2 * _MOST_OFFERS or any(len(text) > _LONGEST_NAME or not text.isprintable() for text in texts):
-        raise ChannelError(f"{name} offers what cannot be read", "update the node")

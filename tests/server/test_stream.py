@@ -180,15 +180,6 @@ def test_answer_arrives_whole_and_is_acknowledged(
     assert next(answers, None) is None
 
 
-def test_answer_describes_the_node_by_the_name_in_its_certificate(connect: Connect, ask: Ask) -> None:
-    """Whatever it says of itself: a node cannot take another's name."""
-    node = connect().welcomed()
-    answers = ask(node)
-    header, _ = node.asked()
-    node.answer(header, RecordDict({words.CONFIG: ConfigRecord({words.NAME: "charite"})}))
-    assert next(answers).content[words.CONFIG] == ConfigRecord({words.NAME: "st-marys"})
-
-
 def test_replayed_answer_is_dropped_and_logged(
     connect: Connect, ask: Ask, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
