@@ -34,6 +34,7 @@ from .app_names import APPS
 from .app_run import AppRuns
 from .control import Control, control_handler
 from .database import open_database
+from .descriptors import connection_options, raised_limit, shares
 from .enrolment import OPTIONS as ENROLMENT_OPTIONS
 from .enrolment import enrolment_handlers, membership_handlers
 from .federation_home import FederationHome, ServerCertificate
@@ -129,8 +130,9 @@ class Server:
         """Open both ports, and go on with the runs that were under way."""
         if self.options.metrics is not None:
             self._page = MetricsPage(self.options.metrics, self._metrics())
-        main = self._server(self._main, GRPC_OPTIONS, [self.gate])
-        enrolment = self._server(self._enrolment, ENROLMENT_OPTIONS, [])
+        members, strangers = shares(raised_limit())
+        main = self._server(self._main, (*GRPC_OPTIONS, *connection_options(members)), [self.gate])
+        enrolment = self._server(self._enrolment, (*connection_options(strangers), *ENROLMENT_OPTIONS), [])
         presented = self._certificate.presented
         _bind(main, self.options.listen, server_credentials(presented))
         _bind(enrolment, self.options.enrolment_listen, server_credentials(presented, is_certificate_required=False))
