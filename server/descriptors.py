@@ -11,8 +11,6 @@ _KEPT_BACK = 256  # for the database, checkpoints, ledgers' heads and models; at
 _MOST = 2**20  # where the system sets no limit
 # Whoever connects and says nothing is let go: gRPC's own 120 s let one stranger hold a thousand files with little.
 _HANDSHAKE = ("grpc.server_handshake_timeout_ms", 20_000)
-# A node has one stream and now and then a model; a program that opens more at once on one connection waits.
-_CALLS = ("grpc.max_concurrent_streams", 100)
 
 
 def raised_limit() -> int:
@@ -39,4 +37,4 @@ def shares(limit: int) -> tuple[int, int]:
 
 def connection_options(most: int) -> tuple[tuple[str, int], ...]:
     """A port's options for gRPC."""
-    return (_HANDSHAKE, _CALLS, ("grpc.max_allowed_incoming_connections", most))
+    return (_HANDSHAKE, ("grpc.max_allowed_incoming_connections", most))

@@ -58,6 +58,8 @@ log = logging.getLogger("privet.server")
 _LARGEST_ANSWER = 4 * 2**30  # bytes of arrays, where the request brings none to compare with
 _STOP_SECONDS = 2.0  # for calls that are under way when the server stops
 _TASK_VERSION = "task-version"
+# A node has one stream and now and then a model; a program that opens more on one connection waits.
+_CALLS = ("grpc.max_concurrent_streams", 100)
 _ALONE = ("grpc.so_reuseport", 0)  # else a second server takes every other connection, and nobody notices
 
 
@@ -131,8 +133,8 @@ class Server:
         if self.options.metrics is not None:
             self._page = MetricsPage(self.options.metrics, self._metrics())
         members, strangers = shares(raised_limit())
-        main = self._server(self._main, (*GRPC_OPTIONS, *connection_options(members)), [self.gate])
-        enrolment = self._server(self._enrolment, (*connection_options(strangers), *ENROLMENT_OPTIONS), [])
+        main = self._server(self._main, (*GRPC_OPTIONS, _CALLS, *connection_options(members)), [self.gate])
+        enrolment = self._server(self._enrolment, (*ENROLMENT_OPTIONS, *connection_options(strangers)), [])
         presented = self._certificate.presented
         _bind(main, self.options.listen, server_credentials(presented))
         _bind(enrolment, self.options.enrolment_listen, server_credentials(presented, is_certificate_required=False))
