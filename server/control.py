@@ -179,6 +179,8 @@ class Control:
                 yield {"run": await asyncio.to_thread(page_of, self._runs.book, record)}
                 is_page_due, next_page = False, clock() + VIEW_SECONDS
             if is_last:
+                for notice in onlooker.read():  # told while the last events were read
+                    yield {"notice": notice}
                 return
             if has_all:
                 await _until(woken, next_page - clock() if is_page_due else None)
