@@ -319,7 +319,13 @@ class NodeStream:
         if witnesses is None or message.has_error() or not ask.is_charged:
             return True
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._hub.signing, witnesses.take, self.name, message)
+        try:
+            return await loop.run_in_executor(self._hub.signing, witnesses.take, self.name, message)
+        except OSError as error:  # the node keeps its answer, and sends it again
+            self.status = grpc.StatusCode.UNAVAILABLE
+            raise ChannelError(
+                f"the witness of {self.name} cannot be written: {error.strerror}", "free space at the server"
+            ) from None
 
     def _tell_taken(self, ask: Ask) -> None:
         newest = self._hub.witnesses.newest(self.name) if self._hub.witnesses else None

@@ -5,6 +5,7 @@ countersigns each head, once for each number: a second head of the same number i
 The witness learns sequence numbers, hashes and charges, also those of other operators' plans; nothing of records.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -105,11 +106,18 @@ class Witness:
         return countersigned
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """All lines or none: on a full disk a torn one would stand before what is written when there is room again."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())  # what was countersigned is not forgotten, not even in a power cut
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        with self._path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())  # what was countersigned is not forgotten, not even in a power cut
+            except OSError:
+                file.truncate(before)
+                raise
 
 
 def _mend(path: Path) -> None:

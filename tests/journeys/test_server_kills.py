@@ -2,7 +2,6 @@
 
 import json
 import random
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,15 +57,6 @@ class Killed:
         folder = self.deployment.coordinator.home / "federation" / "runs" / self.run_id / "checkpoints"
         return max((int(path.stem.removeprefix("round-")) for path in folder.glob("round-*.safetensors")), default=0)
 
-    def begun(self, ward: Party) -> Counter[tuple[int, int]]:
-        """How often a round's training began in a ledger, by round and attempt."""
-        connection = sqlite3.connect(f"file:{ward.home / 'ledger.sqlite'}?mode=ro", uri=True)
-        try:
-            bodies = [json.loads(body) for (body,) in connection.execute("SELECT body FROM entries WHERE kind='begin'")]
-        finally:
-            connection.close()
-        return Counter((int(body["round"]), int(body["attempt"])) for body in bodies if body["stage"] == "train")
-
     def live(self, phase: str, rng: random.Random) -> None:
         """One life of the server, to its kill."""
         before = self.round
@@ -120,7 +110,7 @@ def test_fifty_kills_of_the_server_change_nothing(killed: Killed, tmp_path: Path
     within = 0
     for number in range(KILLS):
         killed.live(PHASES[number % len(PHASES)], rng)
-        within += any(len(killed.begun(ward)) > killed.round for ward in killed.wards)
+        within += any(len(ward.attempts("begin")) > killed.round for ward in killed.wards)
     assert within >= KILLS // 10, "hardly any kill came within a round"
     assert killed.round < ROUNDS, "the run was over before the last kill"
     server = killed.deployment.serve()
@@ -131,8 +121,8 @@ def test_fifty_kills_of_the_server_change_nothing(killed: Killed, tmp_path: Path
     assert [e["body"]["round"] for e in events if e["kind"] == "round"] == list(range(1, ROUNDS + 1))
     assert page["participations"] == {ward.name: ROUNDS for ward in killed.wards}
     for ward in killed.wards:
-        assert killed.begun(ward) == Counter({(number, 1): 1 for number in range(1, ROUNDS + 1)})
-        assert audited(ward, tmp_path)["violations"] == []
+        assert ward.attempts("begin") == Counter({(number, 1): 1 for number in range(1, ROUNDS + 1)})
+        assert ward.violations() == []
 
     killed.deployment.coordinator.privet("run", "model", killed.run_id, "-o", str(tmp_path / "deployed.safetensors"))
     simulated = tmp_path / "simulated"
@@ -143,15 +133,3 @@ def test_fifty_kills_of_the_server_change_nothing(killed: Killed, tmp_path: Path
 
 def logged(killed: Killed) -> list[str]:
     return killed.deployment.coordinator.privet("run", "logs", killed.run_id, "--json").splitlines()
-
-
-def audited(ward: Party, folder: Path) -> dict[str, list[object]]:
-    """What an audit with the server's witness says."""
-    witness, key = folder / f"{ward.name}.jsonl", folder / f"{ward.name}.key"
-    ward.deployment.coordinator.privet("audit", "witness", ward.name, "-o", str(witness))
-    key.write_text(ward.privet("audit", "key"))
-    told = ward.privet(
-        *("audit", "ledger", str(ward.home / "ledger.sqlite"), "--key", str(key), "--witness", str(witness), "--json")
-    )
-    result: dict[str, list[object]] = json.loads(told)
-    return result

@@ -19,10 +19,12 @@ import os
 import select
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,31 @@ class Party:
     def told(self, *arguments: str) -> Any:
         """The JSON that a command prints with `--json`."""
         return json.loads(self.privet(*arguments, "--json").splitlines()[-1])
+
+    def attempts(self, kind: str) -> Counter[tuple[int, int]]:
+        """How often the ledger says `begin`, or `answer`, of a round's training, by round and attempt."""
+        connection = sqlite3.connect(f"file:{self.home / 'ledger.sqlite'}?mode=ro", uri=True)
+        try:
+            found = connection.execute("SELECT body FROM entries WHERE kind = ?", (kind,)).fetchall()
+        finally:
+            connection.close()
+        bodies = [json.loads(body) for (body,) in found]
+        return Counter((int(body["round"]), int(body["attempt"])) for body in bodies if body["stage"] == "train")
+
+    def violations(self) -> list[object]:
+        """What an audit finds, with the witness that the server keeps."""
+        folder = self.deployment.folder
+        witness, key = folder / f"{self.name}-witness.jsonl", folder / f"{self.name}-key"
+        self.deployment.coordinator.privet("audit", "witness", self.name, "-o", str(witness), "--force")
+        key.write_text(self.privet("audit", "key"))
+        told = json.loads(
+            self.privet(
+                *("audit", "ledger", str(self.home / "ledger.sqlite"), "--key", str(key)),
+                *("--witness", str(witness), "--root", str(self.home / "identity" / "root.pem"), "--json"),
+            )
+        )
+        found: list[object] = told["violations"]
+        return found
 
     def node(self, *options: str, fresh: bool = False, prelude: str = "") -> Process:
         """The institution's node, connected."""
