@@ -144,12 +144,10 @@ class Hub:
         """Serve one node's stream to its end. `peer`: as the gate has found it."""
         stream = NodeStream(self, context, peer, self.roll.node_id(peer.identity.name))
         try:
-            await stream.serve()
+            await self._serve(stream)
         except ChannelError as error:
             log.warning("node %s: its stream ends: %s", peer.identity.name, error.message)
             await context.abort(stream.status, f"{error.message}; {error.remedy}")
-        finally:
-            self._leave(stream)
 
     def enter(self, stream: NodeStream) -> None:
         """The stream has said who it is: it takes its place, or raises ChannelError where another process has it."""
@@ -264,6 +262,13 @@ class Hub:
         now = self.clock()
         for stream in [s for s in self._streams.values() if s.peer.not_after.timestamp() <= now]:
             stream.end("its certificate has expired", grpc.StatusCode.UNAUTHENTICATED)
+
+    async def _serve(self, stream: NodeStream) -> None:
+        try:
+            await stream.serve()
+        finally:
+            self._leave(stream)
+            await stream.quiet()
 
     async def _check(self, stream: NodeStream, now: float) -> None:
         try:

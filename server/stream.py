@@ -77,6 +77,7 @@ class NodeStream:
         self._last_answer: float | None = None
         self._open: _Body | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._writing: asyncio.Future[None] | None = None
         self._end_reason = ""
 
     def view(self) -> NodeView:
@@ -146,6 +147,11 @@ class NodeStream:
             if not task.cancelled() and task.exception() is not None:
                 raise task.exception() or ChannelError("", "")
 
+    async def quiet(self) -> None:
+        """Wait until the last frame is written, or the peer is gone: gRPC ends no call in the middle of a write."""
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
+
     async def _wind_up(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -187,7 +193,7 @@ class NodeStream:
         while True:
             item = await self._out.get()
             if isinstance(item, bytes):
-                await self._context.write(item)
+                await self._put(item)
             elif self._hub.is_waited_for(item):
                 await self._ask(item)
 
@@ -199,10 +205,14 @@ class NodeStream:
             await self._write_message(ask)
 
     async def _write_message(self, ask: Ask) -> None:
-        await self._context.write(ask.outgoing.header_frame)
+        await self._put(ask.outgoing.header_frame)
         for frame in ask.outgoing.body_frames():
-            await self._context.write(frame)
+            await self._put(frame)
         ask.mailbox.traffic.sent += ask.outgoing.size
+
+    async def _put(self, frame: bytes) -> None:
+        self._writing = asyncio.ensure_future(self._context.write(frame))
+        await asyncio.shield(self._writing)
 
     # ---- from the node ----
 
