@@ -178,7 +178,7 @@ class NodeParty:
     def _seat(self, run_id: str) -> Seat | None:
         """The run's seat, or a new one; None where there are too many: each is a thread, and any server may ask."""
         if run_id not in self._seats:
-            if len(self._seats) >= MOST_SEATS:
+            if len(self._seats) >= MOST_SEATS and not self._give_one_up():
                 return None
             self._seats[run_id] = Seat(run_id, self._open_served(run_id), self._show)
         self._used[run_id] = time.monotonic()
@@ -267,6 +267,16 @@ class NodeParty:
             closed = [self._seats.pop(run_id) for run_id in over if run_id in still]
         for seat in closed:
             seat.close()
+
+    def _give_one_up(self) -> bool:
+        """Close the seat that has rested longest, with what its app kept; False where none rests."""
+        resting = self._idle_for(_IDLE_SECONDS)
+        if not resting:
+            return False
+        run_id = max(resting, key=lambda one: resting[one][1])
+        log.warning("run %s: what its app kept is let go, for others ask", run_id)
+        self._seats.pop(run_id).close(0.0)  # its thread has nothing to do, and ends by itself
+        return True
 
     def _idle_for(self, least: float) -> dict[str, tuple[Seat, float]]:
         """The seats that nobody has asked for so many seconds, and for how many."""
