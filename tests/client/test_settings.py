@@ -245,3 +245,23 @@ def test_commands_say_who_is_listened_to(
     allow("quickstart", "quickstart.client_app:app")
     assert "what it reads is not accounted for" in capsys.readouterr().out
     assert NodeSettings.read(tmp_path / "node.toml").apps["quickstart"].client_app == "quickstart.client_app:app"
+
+
+def test_config_of_an_app_is_written_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    config = {"partition-id": 0, "folder": 'a "b" \\ é', "is-large": True, "share": 0.5}
+    allow_app(path, "quickstart", "a:app", config)
+    assert NodeSettings.read(path).apps["quickstart"].config == config
+    allow_app(path, "quickstart", "b:app")
+    assert NodeSettings.read(path).apps["quickstart"].config == config
+    allow_app(path, "quickstart", "b:app", {"partition-id": 1})
+    assert NodeSettings.read(path).apps["quickstart"].config == {"partition-id": 1}
+    allow_app(path, "quickstart", "b:app", {})
+    assert NodeSettings.read(path).apps["quickstart"].config == {}
+
+
+@pytest.mark.parametrize("config", [{"a b": 1}, {"key": "two\nlines"}, {"key": [1]}, {"key": float("nan")}])
+def test_config_that_no_plan_could_hold_is_refused(tmp_path: Path, config: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="config"):
+        allow_app(tmp_path / "node.toml", "quickstart", "a:app", config)
+    assert not (tmp_path / "node.toml").exists()

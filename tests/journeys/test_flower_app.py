@@ -29,6 +29,7 @@ AT_THE_SERVER = {
     "raising": "odd_flower_app:raising",
     "exiting": "odd_flower_app:exiting",
     "waiting": "odd_flower_app:waiting",
+    "asking": "odd_flower_app:asking",
     "no-app": "odd_flower_app:NOT_AN_APP",
     "absent": "odd_flower_app.nowhere:app",
     "unloved": "plain_flower_app.server_app:app",
@@ -40,7 +41,8 @@ AT_THE_NODES = {
     "broken": "plain_flower_app.nowhere:app",
     "unknown": "plain_flower_app.client_app:app",
 } | dict.fromkeys(
-    ("odd", "failures", "reserved", "raising", "exiting", "waiting", "no-app", "absent"), "odd_flower_app:node_app"
+    ("odd", "failures", "reserved", "raising", "exiting", "waiting", "asking", "no-app", "absent"),
+    "odd_flower_app:node_app",
 )
 
 
@@ -185,16 +187,12 @@ def test_ledger_and_audit_name_the_app_with_its_operator(
     key = tmp_path / "key"
     key.write_text(ward.privet("audit", "key"))
     root = str(ward.home / "identity" / "root.pem")
-    arguments = ("audit", "ledger", str(ward.home / "ledger.sqlite"), "--key", str(key), "--root", root)
-    audited = json.loads(ward.privet(*arguments, "--json"))
-    assert audited["violations"] == []
-    [run] = [one for one in audited["apps"] if one["run"] == plain_run["run_id"]]
+    audited = ward.privet("audit", "ledger", str(ward.home / "ledger.sqlite"), "--key", str(key), "--root", root)
     shown = meadow.deployment.coordinator.told("federation", "members")
     [coordinator] = [one for one in shown["members"] if one["name"] == "coordinator"]
-    assert run["app"] == "plain"
-    assert run["operator"] == "coordinator"
-    assert run["signed"]["key_fingerprint"] == coordinator["key_fingerprint"]
-    assert f"app plain: run {plain_run['run_id']} of coordinator: made no claim" in ward.privet(*arguments)
+    assert f"app plain: run {plain_run['run_id']} of coordinator: made no claim" in audited
+    assert f"operator coordinator: 1 run, key {coordinator['key_fingerprint']}" in audited
+    assert "holds: 5 entries" in audited
 
 
 def test_privet_has_no_model_of_an_app(meadow: Meadow, plain_run: dict[str, Any], tmp_path: Path) -> None:
@@ -291,7 +289,7 @@ def test_app_that_does_not_load_at_the_nodes(meadow: Meadow) -> None:
 
 
 def test_operator_sees_that_an_app_is_not_allowed_by_name(meadow: Meadow) -> None:
-    """One institution allows it, then the other; and takes it back, which holds at once."""
+    """The run waits until both institutions allow it."""
     files = {"model-file": str(meadow.folder / "late.npz"), "metrics-file": str(meadow.folder / "late.json")}
     run_id = meadow.submitted("unloved", **PLAIN, **files)
     why = "does not allow app unloved"
@@ -302,6 +300,20 @@ def test_operator_sees_that_an_app_is_not_allowed_by_name(meadow: Meadow) -> Non
         ward.privet("node", "allow-app", "unloved", "plain_flower_app.client_app:app", *partition)
     page = meadow.deployment.follow(run_id)
     assert (page["state"], page["not_asked"]) == ("finished", {})
+
+
+def test_institution_takes_an_app_back_or_withdraws_while_it_runs(meadow: Meadow) -> None:
+    """Both hold for the next request of the run; the operator sees who and why."""
+    file, answered = meadow.folder / "asking.json", meadow.folder / "answered"
+    run_id = meadow.submitted("asking", file=str(file), answered=str(answered))
+    wait_for(answered.exists, "an answer", 60)
+    north, south = meadow.wards["north"], meadow.wards["south"]
+    settings = north.home / "node.toml"
+    settings.write_text(settings.read_text().replace("[apps.asking]", "[apps.no-longer-asking]"))
+    south.privet("node", "withdraw", run_id)
+    page = meadow.deployment.follow(run_id)
+    assert json.loads(file.read_text()) == [[1000, "app-not-allowed"], [1000, "withdrawn"]]
+    assert page["refused"] == {"north": "app-not-allowed", "south": "withdrawn"}
 
 
 def test_stopped_app_begins_anew(meadow: Meadow) -> None:

@@ -96,6 +96,7 @@ reserved = ServerApp()
 raising = ServerApp()
 exiting = ServerApp()
 waiting = ServerApp()
+asking = ServerApp()
 
 
 def _keep(context: Context, told: Any) -> None:
@@ -221,6 +222,20 @@ def main_of_waiting(grid: Grid, context: Context) -> None:
                 time.sleep(0.05)
         except Exception:
             continue
+
+
+@asking.main()
+def main_of_asking(grid: Grid, context: Context) -> None:
+    """Asks the same nodes again and again, until each has refused."""
+    node_ids, refused = list(grid.get_node_ids()), dict[str, list[Any]]()
+    while len(refused) < len(node_ids):
+        asked = RecordDict({"config": ConfigRecord({"how": "count"})})
+        for reply in grid.send_and_receive([Message(asked, node_id, "query.failing") for node_id in node_ids]):
+            if reply.has_error():
+                refused.setdefault(str(reply.metadata.src_node_id), [reply.error.code, reply.error.reason])
+            else:
+                Path(context.run_config["answered"]).touch()
+    _keep(context, sorted(refused.values()))
 
 
 def _components(context: Context) -> ServerAppComponents:
