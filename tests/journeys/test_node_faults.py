@@ -110,9 +110,11 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
-def simulated(hearts: Hearts, folder: Path, *assignments: str) -> Any:
-    sets = [part for assignment in assignments for part in ("--set", assignment)]
-    hearts.coordinator.privet("simulate", str(hearts.plan), "--out", str(folder), *sets)
+@pytest.fixture(scope="module")
+def simulated(hearts: Hearts) -> Any:
+    """The arrays of the model that the simulation gives."""
+    folder = hearts.deployment.folder / "simulated"
+    hearts.coordinator.privet("simulate", str(hearts.plan), "--out", str(folder))
     return arrays_in(folder / "model.safetensors")
 
 
@@ -122,7 +124,7 @@ def fetched(hearts: Hearts, run_id: str, file: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_node_killed_in_the_middle_of_training_and_of_sending(hearts: Hearts, tmp_path: Path) -> None:
+def test_node_killed_in_the_middle_of_training_and_of_sending(hearts: Hearts, simulated: Any, tmp_path: Path) -> None:
     """What was begun is spent and asked with a new attempt; what was answered is sent again and not drawn twice."""
     ward = hearts.wards["node-1"]
     run_id = hearts.deployment.submit(hearts.plan)
@@ -143,7 +145,7 @@ def test_node_killed_in_the_middle_of_training_and_of_sending(hearts: Hearts, tm
     assert ward.attempts("begin") == Counter({(1, 1): 1, (2, 1): 1, (3, 1): 1} | {spent: 1, (spent[0], 2): 1})
     assert hearts.wards["node-2"].attempts("begin") == Counter({(1, 1): 1, (2, 1): 1, (3, 1): 1})
     assert all(ward.violations() == [] for ward in hearts.wards.values())
-    assert fetched(hearts, run_id, tmp_path / "model") == simulated(hearts, tmp_path / "simulated")
+    assert fetched(hearts, run_id, tmp_path / "model") == simulated
 
 
 @pytest.mark.slow
@@ -188,8 +190,10 @@ def test_node_without_room_says_so_and_goes_on_when_there_is_some(hearts: Hearts
 
 
 @pytest.mark.slow
-def test_server_without_room_loses_nothing_and_goes_on_when_there_is_some(hearts: Hearts, tmp_path: Path) -> None:
-    run_id = hearts.deployment.submit(hearts.plan, "run.rounds=4")
+def test_server_without_room_loses_nothing_and_goes_on_when_there_is_some(
+    hearts: Hearts, simulated: Any, tmp_path: Path
+) -> None:
+    run_id = hearts.deployment.submit(hearts.plan)
     watching = hearts.followed(run_id)
     watching.wait_for('"kind": "round"')
     with without_room(hearts.server):
@@ -198,8 +202,8 @@ def test_server_without_room_loses_nothing_and_goes_on_when_there_is_some(hearts
     page = hearts.coordinator.told("run", "show", run_id)
     if page["state"] == "failed":
         hearts.coordinator.privet("run", "resume", run_id)
-    assert hearts.deployment.follow(run_id)["round"] == 4
-    assert fetched(hearts, run_id, tmp_path / "model") == simulated(hearts, tmp_path / "simulated", "run.rounds=4")
+    assert hearts.deployment.follow(run_id)["round"] == 3
+    assert fetched(hearts, run_id, tmp_path / "model") == simulated
     assert all(ward.violations() == [] for ward in hearts.wards.values())
 
 

@@ -209,6 +209,7 @@ class Institution:
     def __init__(self, member: Member, party: Any, loop: Loop | None = None, **options: Any) -> None:
         self._options = {"freshen": lambda member: None} | options
         self._own = loop is None
+        self._is_stopped = False
         self.loop = loop or Loop()
         self.party = party
         self.member = member
@@ -219,6 +220,10 @@ class Institution:
         return Link(self.member, self.party, **self._options)
 
     def stop(self) -> None:
+        """End it, once."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
         self.loop.loop.call_soon_threadsafe(self.link.stop)
         self._running.result(20)
         if self._own:
