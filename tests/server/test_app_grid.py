@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from fake_nodes import FakeNode
@@ -57,6 +57,24 @@ def test_message_without_answer_is_an_error_once_it_has_expired(ttl: float, code
     ]
     assert asked.grid.pull_messages([pushed]) == []
     assert asked.noted == [(101, "no-answer")] * (2 * len(codes))
+
+
+class PatientGrid(LocalRunGrid):
+    """Notes how long it is to wait."""
+
+    waited: float | None = None
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        self.waited = timeout
+        yield from super().send_and_receive(messages, timeout=timeout)
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(None, 9.0), (5.0, 5.0), (100.0, 9.0)])
+def test_nobody_waits_longer_than_the_last_message_lives(timeout: float | None, seconds: float) -> None:
+    asked, under = Asked(), PatientGrid([FakeNode("north"), FakeNode("south")])
+    grid = AppGrid(under, lambda node, code: None, lambda: asked.now)
+    grid.send_and_receive([asked.message(100, 3.0), asked.message(101, 9.0)], timeout=timeout)
+    assert under.waited == seconds
 
 
 def test_answer_that_was_pulled_does_not_expire() -> None:
