@@ -18,7 +18,7 @@ import grpc.aio
 from ..privacy.channel import privet_pb2 as pb
 from ..privacy.channel.credentials import Peer
 from ..privacy.channel.services import full_name, handlers_of
-from ..privacy.errors import ChannelError, PrivetError, RefusedError, UsageError
+from ..privacy.errors import ChannelError, DatabaseError, PrivetError, RefusedError, UsageError
 from ..privacy.signed import SignedSubmission
 from .gate import RULES
 from .run_book import MOST_LISTED
@@ -130,6 +130,8 @@ class Control:
             if peer.identity.role not in RULES[f"/{full_name('Control')}/{method}"]:
                 raise ChannelError(f"{peer.identity.uri} may not call {method}", "ask the coordinator for that role")
             yield peer
+        except DatabaseError:
+            raise  # the gate says it in words of its own
         except ChannelError as error:
             log.warning("refused %s from %s: %s", method, context.peer(), error.message)
             await _abort(context, grpc.StatusCode.PERMISSION_DENIED, error)

@@ -22,7 +22,9 @@ from privet.privacy.channel.member import Member
 from privet.privacy.channel.renewal import RETURN, return_request, returning
 from privet.privacy.channel.services import callable_of
 from privet.privacy.errors import ChannelError
+from privet.server.database import open_database
 from privet.server.enrolment import LARGEST_MESSAGE, NOT_ACCEPTED, NOT_CERTIFIED, Failures, host_of
+from privet.server.gate import DATABASE_AWAY
 from privet.server.members import Standing
 from privet.server.registrar import Registrar
 
@@ -103,6 +105,24 @@ def test_refused_tokens_all_look_alike_and_the_log_names_the_reason(
     for token in (used, expired, good):
         assert token.secret.hex() not in caplog.text
         assert repr(token.secret)[2:-1] not in caplog.text
+
+
+def test_database_that_is_away_is_no_refusal_and_nobodys_failure(
+    federation: Federation, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = federation.token("st-marys")
+    database = open_database(federation.home.database)
+    with database.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE invitations RENAME TO away")
+    for _ in range(25):  # more than a host may fail
+        assert refusal(lambda: ask("Join", join_request(token.secret))) == (
+            grpc.StatusCode.UNAVAILABLE,
+            DATABASE_AWAY,
+        )
+    assert "no such table: invitations" in caplog.text
+    with database.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE away RENAME TO invitations")
+    assert ask("Join", join_request(token.secret)).chain
 
 
 @pytest.mark.parametrize("csr", [b"", b"no request", b"\x30\x82" * 1000])
