@@ -139,11 +139,19 @@ class Members:
                 _admit(session, invitation, key_fingerprint, now)
             return invitation.name, Role(invitation.role)
 
-    def record(self, certificate: Certificate, now: datetime) -> None:
-        """Remember a certificate that was issued; with it its key is known as the member's."""
+    def record(self, certificate: Certificate, now: datetime, by: str) -> None:
+        """Remember a certificate that was issued; with it its key is known as the member's.
+
+        `by`: the fingerprint of the key that asked for it. Raises EnrolmentError where that key was revoked or the
+        membership ended meanwhile: nothing is certified for one whom another key has replaced.
+        """
         name, not_after = certificate.identity.name, certificate.not_after.timestamp()
         with self._writing() as session:
-            self._check_key(session, certificate.key_fingerprint, name)
+            standing = session.scalar(select(_Member.standing).where(_Member.name == name))
+            if standing != Standing.MEMBER:
+                raise EnrolmentError(f"{name} is not a member any longer", _JOIN)
+            for key_fingerprint in sorted({by, certificate.key_fingerprint}):
+                self._check_key(session, key_fingerprint, name)
             forgotten = (now - REMEMBERED).timestamp()
             session.execute(delete(_Certificate).where(_Certificate.not_after < forgotten))
             session.add(

@@ -84,14 +84,14 @@ class Registrar:
         if len(secret) != SECRET_BYTES:
             raise EnrolmentError(f"a secret of {len(secret)} bytes; it has {SECRET_BYTES}", _JOIN)
         name, role = self._members.redeem(secret, key, now)
-        return self._issue(Identity(self._facts.name, role, name), csr, now)
+        return self._issue(Identity(self._facts.name, role, name), csr, now, by=key)
 
     def renew(self, peer: Peer, csr: bytes) -> bytes:
         """Another chain for a member in good standing."""
         now = self._clock()
         self._members.check(peer, now.timestamp())
         self._check_key(peer, csr)
-        return self._issue(peer.identity, csr, now)
+        return self._issue(peer.identity, csr, now, by=peer.key_fingerprint)
 
     def leave(self, peer: Peer) -> None:
         """End a membership at the member's own wish."""
@@ -120,7 +120,7 @@ class Registrar:
             given = self._nonces.pop(certificate.key_fingerprint, None)
         if given is None or not secrets.compare_digest(given.value, nonce) or now > given.until:
             raise EnrolmentError(f"{certificate.identity.uri}: a nonce that is not open", _JOIN)
-        return self._issue(certificate.identity, csr, now)
+        return self._issue(certificate.identity, csr, now, by=certificate.key_fingerprint)
 
     def _of_member(self, certificate_der: bytes) -> Certificate:
         """A certificate that this federation gave to one who still is a member, and that ended not long ago."""
@@ -147,10 +147,10 @@ class Registrar:
                 f"{member.identity.uri} asks with another key, which institutions have not pinned", _JOIN
             )
 
-    def _issue(self, identity: Identity, csr: bytes, now: datetime) -> bytes:
+    def _issue(self, identity: Identity, csr: bytes, now: datetime, by: str) -> bytes:
         chain = self._issuing.issue(identity, csr, now, self._lifetime)
         leaf = x509.load_pem_x509_certificates(chain)[0]
         certificate = Certificate.of_der(leaf.public_bytes(Encoding.DER))
-        self._members.record(certificate, now)
+        self._members.record(certificate, now, by)
         log.info("certified %s, key %s, serial %s", identity.uri, certificate.key_fingerprint, certificate.serial)
         return chain

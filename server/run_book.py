@@ -282,13 +282,18 @@ def _hurried(connection: Connection, is_hurried: bool) -> Iterator[None]:
         yield
         return
     hurry, rest = _HURRY[connection.dialect.name]
-    connection.exec_driver_sql(hurry)
-    connection.commit()
+    _set(connection, hurry)
     try:
         yield
     finally:
-        connection.exec_driver_sql(rest)
-        connection.commit()
+        _set(connection, rest)
+
+
+def _set(connection: Connection, statement: str) -> None:
+    """Through the driver: SQLite changes this outside a transaction only, and SQLAlchemy would begin one."""
+    driver = connection.connection
+    driver.cursor().execute(statement)
+    driver.commit()
 
 
 def _json(body: Mapping[str, Any]) -> str:

@@ -172,6 +172,29 @@ def test_old_key_ends_when_the_new_one_joins(federation: Federation) -> None:
         federation.members.check(old, now())
 
 
+def test_renewal_does_not_outlive_a_replacement(federation: Federation) -> None:
+    """The old key asked before the new one joined; its certificate, for a third key, comes after."""
+    old = joined(federation, "st-marys")
+    third = federation.home.issuing().issue(old.identity, IdentityKey.generate().csr(), federation.clock())
+    new = joined(federation, "st-marys", replaces=True)
+    with pytest.raises(EnrolmentError, match="a key that was revoked"):
+        federation.members.record(Certificate.of_der(head_of(third)), federation.clock(), old.key_fingerprint)
+    with pytest.raises(ChannelError, match="not known here"):
+        federation.members.check(peer_in(third), now())
+    federation.members.check(new, now())
+
+
+@pytest.mark.parametrize("standing", [Standing.REVOKED, Standing.LEFT])
+def test_renewal_does_not_outlive_a_membership(federation: Federation, standing: Standing) -> None:
+    old = joined(federation, "st-marys")
+    third = federation.home.issuing().issue(old.identity, IdentityKey.generate().csr(), federation.clock())
+    federation.members.revoke("st-marys", "a test", federation.clock(), standing)
+    with pytest.raises(EnrolmentError, match="not a member any longer"):
+        federation.members.record(Certificate.of_der(head_of(third)), federation.clock(), old.key_fingerprint)
+    (member,) = federation.members.all()
+    assert member.key_fingerprint == old.key_fingerprint
+
+
 def test_revoked_key_never_comes_back(federation: Federation) -> None:
     key = IdentityKey.generate()
     joined(federation, "st-marys", key=key)
@@ -305,7 +328,7 @@ def test_certificates_are_forgotten_long_after_their_end(tmp_path: Path) -> None
     second = federation.registrar.join(token.secret, key.csr())
     federation.clock.shift = timedelta()
     fresh = federation.home.issuing().issue(first.identity, key.csr(), federation.clock())
-    federation.members.record(Certificate.of_der(head_of(fresh)), federation.clock())
+    federation.members.record(Certificate.of_der(head_of(fresh)), federation.clock(), first.key_fingerprint)
     with open_database(federation.home.database).connect() as connection:
         serials = set(connection.exec_driver_sql("SELECT serial FROM certificates").scalars())
     assert serials == {peer_in(fresh).serial}
