@@ -6,33 +6,42 @@ The rules (DESIGN, section 10):
 2. Where the institution pinned keys (node.toml, `[operators]`), only these are admitted, each under its own name. The
    server holds the issuing authority: a certificate alone proves nothing against it.
 3. Without pins any operator that the federation's authority named is admitted, and node and ledger say so.
-4. What was revoked stays revoked: the server can add keys to the list, and take none away.
+4. What was revoked stays revoked, after a restart too: the server can add keys to the list, and take none away.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from pathlib import Path
 
 from ..privacy.budget.accounts import AccountBook
 from ..privacy.budget.app_runs import admit_app
 from ..privacy.budget.book import KnownSigner
 from ..privacy.budget.refusals import record_refusal
 from ..privacy.budget.signer import TRUST_IN_WORDS, Signer, Trust
+from ..privacy.channel.files import write_whole
 from ..privacy.errors import ChannelError, Refusal, RefusedError
 from ..privacy.plan_app import AppSubmission
 from ..privacy.signed import Operator, SignedSubmission, verified
 
 Pins = Callable[[], Mapping[str, str]]  # read at each admission, so that a change holds at once
 MOST_DENIED = 100_000  # keys; a server that names more is not let fill the node's memory
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 class Operators:
-    """The operators that a node listens to. `root`: the federation's, PEM. `pins`: key fingerprint by name."""
+    """The operators that a node listens to. `root`: the federation's, PEM. `pins`: key fingerprint by name.
 
-    def __init__(self, root: bytes, federation: str, pins: Pins) -> None:
+    `path`: where the revoked keys are kept; nowhere in tests and simulations.
+    """
+
+    def __init__(self, root: bytes, federation: str, pins: Pins, path: Path | None = None) -> None:
         self._root = root
         self._federation = federation
         self._pins = pins
-        self._denied: frozenset[str] = frozenset()
+        self._path = path
+        self._denied = _read_denied(path) if path else frozenset()
 
     @property
     def trust(self) -> str:
@@ -41,14 +50,16 @@ class Operators:
         return f"operators pinned here: {', '.join(sorted(pins))}" if pins else TRUST_IN_WORDS["coordinator"]
 
     def deny(self, key_fingerprints: Iterable[str]) -> None:
-        """Listen to these keys no more; raise ChannelError above `MOST_DENIED`.
+        """Listen to these keys no more; raise ChannelError above `MOST_DENIED`, or where they cannot be kept.
 
         From another thread too: the set is replaced, never changed.
         """
-        denied = self._denied | set(key_fingerprints)
+        denied = self._denied | {key for key in key_fingerprints if _FINGERPRINT.fullmatch(key)}
         if len(denied) > MOST_DENIED:
             raise ChannelError(f"{len(denied)} revoked keys, allowed are {MOST_DENIED}", "ask the coordinator")
-        self._denied = denied
+        if denied != self._denied:
+            self._denied = denied
+            self._keep()
 
     def signer(self, signed: SignedSubmission, known: KnownSigner | None, now: datetime) -> Signer | None:
         """Who signed, to be entered with the admission; None where the run was admitted before, and is `known`.
@@ -98,6 +109,15 @@ class Operators:
                 "ask the coordinator who submits now",
             )
 
+    def _keep(self) -> None:
+        if self._path is not None:
+            try:
+                write_whole(self._path, json.dumps(sorted(self._denied)).encode() + b"\n")
+            except OSError as error:
+                raise ChannelError(
+                    f"{self._path}: revoked keys cannot be kept: {error.strerror}", "free space, or see who owns it"
+                ) from None
+
     def _trust_in(self, operator: Operator) -> Trust:
         pins = self._pins()
         if not pins:
@@ -112,3 +132,14 @@ class Operators:
                 f"{operator.key_fingerprint}",
             )
         return "pinned"
+
+
+def _read_denied(path: Path) -> frozenset[str]:
+    """The keys that were revoked before; raise ChannelError for what is not privet's: a revoked key might be let in."""
+    try:
+        told = json.loads(path.read_bytes()) if path.exists() else []
+    except (OSError, ValueError, RecursionError):
+        told = None
+    if not isinstance(told, list) or not all(isinstance(key, str) and _FINGERPRINT.fullmatch(key) for key in told):
+        raise ChannelError(f"{path}: not what privet wrote", "restore it; without it the server says who was revoked")
+    return frozenset(told)

@@ -245,6 +245,27 @@ def test_revoked_operator_begins_nothing(house: House, submission: Submission) -
     house.node.answer(asked(OTHER.signs(submission)))
 
 
+def test_revoked_keys_are_denied_after_a_restart_too(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "denied-keys.json"
+    before = Operators(AUTHORITY.root_pem, "test", dict, path)
+    before.deny([ALICE.key.fingerprint, "no fingerprint"])
+    before.deny([OTHER.key.fingerprint])
+    after = Operators(AUTHORITY.root_pem, "test", dict, path)
+    after.check_not_revoked("0" * 64)
+    for party in (ALICE, OTHER):
+        with pytest.raises(RefusedError) as caught:
+            after.check_not_revoked(party.key.fingerprint)
+        assert caught.value.code == Refusal.OPERATOR_REVOKED
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[7]", '["ab"]', "[" * 100_000])
+def test_node_does_not_start_on_a_list_of_revoked_keys_that_is_not_privets(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "denied-keys.json"
+    path.write_text(content)
+    with pytest.raises(ChannelError, match="not what privet wrote"):
+        Operators(AUTHORITY.root_pem, "test", dict, path)
+
+
 def test_attack_endless_list_of_revoked_keys(house: House) -> None:
     house.operators.deny(f"{number:064x}" for number in range(MOST_DENIED))
     with pytest.raises(ChannelError, match="revoked keys, allowed are"):
