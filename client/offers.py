@@ -1,7 +1,7 @@
 """Offers: the versions of the tasks that a node offers, asked of a short-lived process.
 
 A version is a constant in a task's code, and that code runs in no process that holds keys. What was told is remembered
-for as long as the package that brings the task stays the same.
+for as long as the package that brings the task stays the same; that it did not tell, for ten minutes at most.
 """
 
 import json
@@ -9,7 +9,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 
 from ..privacy.errors import TaskError
@@ -20,25 +21,49 @@ log = logging.getLogger("privet.node")
 
 _SECONDS = 120.0  # to import torch and a few tasks
 _LONGEST_VERSION = 100
+FAILED_SECONDS = 600.0  # until a task that did not say its version is asked again
 _Packages = tuple[tuple[str, str | None, str | None], ...]
+_Task = tuple[str, _Packages]  # a name, and who brings it
 
 
 class Offers:
-    """What is installed, as far as it was asked for."""
+    """What is installed, as far as it was asked for. `clock`: in seconds, never backwards."""
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, _Packages], str | None] = {}
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._known: dict[_Task, str | None] = {}
+        self._failed: dict[_Task, float] = {}
+        self._clock = clock
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a task that did not say its version may be asked again."""
+        return any(self._clock() >= failed + FAILED_SECONDS for failed in self._failed.values())
 
     def versions(self, names: Sequence[str]) -> dict[str, str]:
         """The versions of these tasks; one that is not installed or does not load is left out, and logged."""
         keys = {name: (name, _packages(name)) for name in sorted(set(names))}
-        unknown = [name for name, key in keys.items() if key[1] and key not in self._known]
-        for name, version in (_described(unknown) if unknown else {}).items():
-            self._known[keys[name]] = version
+        if self.is_due:
+            self._failed.clear()
+        self._ask([key for key in keys.values() if key[1] and key not in self._known and key not in self._failed])
         found = {name: self._known.get(key) for name, key in keys.items()}
         for name in sorted(name for name, version in found.items() if version is None):
             log.warning("task %s cannot be offered: it is not installed, or does not load", name)
         return {name: version for name, version in found.items() if version is not None}
+
+    def _ask(self, tasks: Sequence[_Task]) -> None:
+        """Ask all at once; where that fails, each alone, so that one that fails hides no other."""
+        if not tasks:
+            return
+        try:
+            told = _described([name for name, _ in tasks])
+            self._known.update({task: told[task[0]] for task in tasks})
+        except TaskError as error:
+            if len(tasks) > 1:
+                for task in tasks:
+                    self._ask([task])
+            else:
+                log.error("%s; try: %s", error.message, error.remedy)
+                self._failed[tasks[0]] = self._clock()
 
 
 def _packages(name: str) -> _Packages:

@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from privet.client.offers import Offers
-from privet.privacy.errors import TaskError
+from privet.client.offers import FAILED_SECONDS, Offers
 
 TASK = """
 import torch
@@ -35,7 +34,8 @@ def test_versions_are_told_by_a_process_that_is_asked_once(
     install(tmp_path, "odd", version="[1]")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    offers, python = Offers(), sys.executable
+    moment = [0.0]
+    offers, python = Offers(lambda: moment[0]), sys.executable
     names = ["ours", "digits", "broken", "odd", "unknown"]
     assert offers.versions(names) == {"ours": "7", "digits": "1"}
     assert all(f"task {name} cannot be offered" in caplog.text for name in ("broken", "odd", "unknown"))
@@ -43,10 +43,23 @@ def test_versions_are_told_by_a_process_that_is_asked_once(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     assert offers.versions(names) == {"ours": "7", "digits": "1"}
     install(tmp_path, "ours", version="'8'", number=2)
-    with pytest.raises(TaskError, match="ours do not say their versions"):
-        offers.versions(names)
+    assert offers.versions(names) == {"digits": "1"}
+    assert "ours do not say their versions" in caplog.text
     monkeypatch.setattr(sys, "executable", python)
+    assert not offers.is_due
+    assert offers.versions(["ours"]) == {}
+    moment[0] = FAILED_SECONDS
+    assert offers.is_due
     assert offers.versions(["ours"]) == {"ours": "8"}
+    assert not offers.is_due
+
+
+def test_task_that_ends_its_process_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "ours")
+    install(tmp_path, "ending", body="import os; os._exit(3)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert Offers().versions(["ending", "ours"]) == {"ours": "7"}
 
 
 def test_of_no_tasks_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
