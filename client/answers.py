@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from ..privacy.budget.guard import Attempt
+from ..privacy.channel.files import make_durable
 from ..privacy.errors import LedgerError
 from ..privacy.parameters import Array
 
@@ -46,6 +47,7 @@ class Answers:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        make_durable(self._folder)
         self._forget_older(run_id, attempt, keep=path)
         return hashlib.sha256(content).hexdigest()
 

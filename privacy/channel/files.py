@@ -24,7 +24,7 @@ def write_whole(path: Path, content: bytes, mode: int = READABLE) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    _make_durable(path.parent)
+    make_durable(path.parent)
 
 
 def read_file(path: Path, remedy: str) -> bytes:
@@ -47,7 +47,7 @@ def read_private(path: Path, remedy: str) -> bytes:
     return content
 
 
-def _make_durable(folder: Path) -> None:
+def make_durable(folder: Path) -> None:
     """A rename is durable when its folder is."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
