@@ -175,7 +175,11 @@ class Link:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the node has ended
                 self._loop.call_soon_threadsafe(self._answered, ask_id, run_id, reply)
 
-        self._party.take(Asked(ask_id, run_id, message, answer))
+        try:
+            self._party.take(Asked(ask_id, run_id, message, answer))
+        except Exception:  # it may be asked again
+            self._working.discard(ask_id)
+            log.exception("run %s: a request could not be taken", run_id)
 
     def taken(self, ask_id: bytes) -> None:
         """The server has this answer."""

@@ -2,8 +2,10 @@
 
 The rules:
 1. Nothing is offered but declared data sets whose task is installed, and Flower apps that were allowed by name.
-2. A paused node, or a run that the institution withdrew from, is answered with a code, whoever asks.
-3. A ledger that lacks what the server has witnessed is an older copy: nothing is trained until it was recovered.
+2. A paused node, or a run that the institution withdrew from, is answered with a code, whoever asks. Orders are looked
+   at when a request comes, and again when its turn comes.
+3. A ledger that lacks what the server has witnessed is an older copy: nothing is trained until it was recovered,
+   whatever the server says later.
 4. The first request of a run brings the signed submission; which data set serves it is looked up here, never sent.
 """
 
@@ -12,9 +14,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from ..privacy.budget.accounts import AccountBook
 from ..privacy.budget.guard import Guard
@@ -24,11 +27,11 @@ from ..privacy.channel.flower import run_number
 from ..privacy.channel.member import Member
 from ..privacy.errors import PrivetError, Refusal, RefusedError
 from ..privacy.home import Home
-from ..privacy.plan_app import AppSubmission, submission_of
+from ..privacy.plan_app import AppSubmission
 from ..privacy.signed import SignedSubmission
 from .answers import Answers
-from .app import client_app
 from .app_worker import AppReference, AppWorker
+from .describer import Describer
 from .link import Asked, Presence
 from .node import Node
 from .offers import Offers
@@ -37,11 +40,11 @@ from .seat import Seat, Served, Work, refusal, refused
 from .settings import AppSettings, NodeSettings
 from .state import Orders, read_orders
 from .teller import Teller
+from .trained_run import TrainedRun, is_description, named_submission, signed_submission
 from .worker import Workers, WorkerSettings
 
 log = logging.getLogger("privet.node")
 
-_LISTENED = ("train", "evaluate")
 MOST_SEATS = 64  # as many as a server of ours has runs under way
 _IDLE_SECONDS = 600.0  # a seat that nobody asks for so long gives its process and its memory back
 _STATE_SECONDS = 12 * 3600.0  # and what an app keeps between rounds: Flower's messages live as long by default
@@ -58,18 +61,22 @@ class NodeParty:
         self._passphrase = passphrase
         self._show = show
         self.settings = NodeSettings.read(home.settings)
-        self.operators = Operators(member.root, member.identity.federation, lambda: self.settings.operators)
+        self.operators = Operators(
+            member.root, member.identity.federation, lambda: self.settings.operators, home.root / "denied-keys.json"
+        )
         self._worker_settings = _worker_settings(self.settings, home.logs)
         self._workers = Workers(self._worker_settings)
         self._offers = Offers()
         self._teller = Teller(member.identity.name, self._open_book)
+        self._describer = Describer(self._open_described)
         self._seats: dict[str, Seat] = {}
         self._used: dict[str, float] = {}
         self._packed: set[str] = set()
         self._app_runs: set[int] = set()  # by Flower's number: their answers are not ours to add to
         self._lock = threading.Lock()
-        self._heard = ""
+        self._missing = ""  # what the server witnessed and the ledger lacks
         self._behind: RefusedError | None = None
+        self.is_stopping = False  # what has begun is finished, and nothing else is taken up
         self._declared: frozenset[str] = frozenset()
         self._tasks: dict[str, str] = {}
         self.orders = Orders()
@@ -81,7 +88,8 @@ class NodeParty:
 
     def presence(self) -> Presence:
         """What is offered now."""
-        return Presence(self.orders.is_paused or self._behind is not None, self._tasks, tuple(self.settings.apps))
+        is_paused = self.orders.is_paused or self.is_stopping or self._behind is not None
+        return Presence(is_paused, self._tasks, tuple(self.settings.apps))
 
     def take(self, asked: Asked) -> None:
         """Give a request to its run's seat, or answer it with what the orders say."""
@@ -93,8 +101,10 @@ class NodeParty:
         with self._lock:
             seat = self._seat(asked.run_id)
         if seat is None:
-            many = refusal(Refusal.MALFORMED_REQUEST, f"{MOST_SEATS} runs are served here, which is the most")
+            many = refusal(Refusal.PAUSED, f"{MOST_SEATS} runs are served here, which is the most")
             asked.answer(refused(asked.message, many, asked.run_id))
+        elif is_description(asked.message) and not seat.is_idle:
+            self._describer.put(asked)
         else:
             seat.put(asked)
 
@@ -105,14 +115,24 @@ class NodeParty:
 
     def welcomed(self, countersigned: str) -> None:
         """What the server has witnessed of the ledger."""
-        self._heard = countersigned
+        if self._behind is not None and self._behind.code is Refusal.LEDGER_BEHIND and not self._hears(self._missing):
+            return
+        if countersigned:
+            self._hears(countersigned)
+
+    def _hears(self, countersigned: str) -> bool:
+        """Whether the ledger holds this head. What is no head says nothing, or a server could stop the node with it."""
         try:
             self._teller.hear(countersigned)
             self._behind = None
         except RefusedError as behind:
             if self._behind is None:
                 log.error("%s; try: %s", behind.message, behind.remedy)
-            self._behind = behind
+            self._behind, self._missing = behind, countersigned
+        except PrivetError as error:
+            log.log(logging.DEBUG if self._behind else logging.ERROR, "%s; try: %s", error.message, error.remedy)
+            return False
+        return self._behind is None
 
     def packs(self, run_id: str) -> bool:
         """Whether the run's updates are values of half the bits, so that the other half need not be sent."""
@@ -136,12 +156,12 @@ class NodeParty:
 
     def look(self) -> bool:
         """Read orders, settings and declarations anew; whether what is offered is other than at the last look."""
-        if self._behind is not None:
-            self.welcomed(self._heard)  # it may have been recovered
         self.orders = read_orders(self._home.orders)
         self.settings = NodeSettings.read(self._home.settings)
+        if self._behind is not None:
+            self._hears(self._missing)  # it may have been recovered
         declared = self._teller.tasks()
-        if declared != self._declared:
+        if declared != self._declared or self._offers.is_due:
             self._declared, self._tasks = declared, self._offers.versions(sorted(declared))
         for run_id in self.orders.withdrawn:
             if (seat := self._seats.get(run_id)) is not None:
@@ -170,6 +190,7 @@ class NodeParty:
             seat.cancel("the node stops")
         for seat in seats.values():
             seat.close(5.0)
+        self._describer.close()
         self._workers.close()
         self._teller.close()
 
@@ -180,7 +201,8 @@ class NodeParty:
         if run_id not in self._seats:
             if len(self._seats) >= MOST_SEATS and not self._give_one_up():
                 return None
-            self._seats[run_id] = Seat(run_id, self._open_served(run_id), self._show)
+            check = partial(self._check_orders, run_id)
+            self._seats[run_id] = Seat(run_id, self._open_served(run_id), self._show, check)
         self._used[run_id] = time.monotonic()
         return self._seats[run_id]
 
@@ -191,6 +213,8 @@ class NodeParty:
             raise refusal(Refusal.WITHDRAWN, f"the institution withdrew from run {run_id}")
         if self.orders.is_paused:
             raise refusal(Refusal.PAUSED, "the institution has paused its node")
+        if self.is_stopping:
+            raise refusal(Refusal.PAUSED, "the node stops")
 
     def _open_book(self) -> AccountBook | None:
         return self._home.open_book(self._passphrase) if self._home.has_ledger() else None
@@ -199,26 +223,36 @@ class NodeParty:
         """Makes what serves a run, from its first request."""
 
         def open_served(message: Message) -> Served:
-            signed = _signed(message)
-            submission = submission_of(signed.submission)
-            if submission.run_id != run_id:
-                raise refusal(Refusal.OTHER_SUBMISSION, f"a submission of run {submission.run_id} in run {run_id}")
+            signed = signed_submission(message)
+            submission = named_submission(signed, run_id)
             if isinstance(submission, AppSubmission):
                 return self._app(submission, signed, message.metadata.dst_node_id)
             if submission.plan.aggregation.update_precision == "bfloat16":
                 self._packed.add(run_id)
-            return _Training(self._node(submission.plan.dataset), self._workers, run_id, message, self._teller)
+            return TrainedRun(self._node(submission.plan.dataset), self._workers, run_id, message, self._teller)
 
         return open_served
+
+    def _open_described(self, run_id: str, message: Message) -> Node:
+        """A node of its own, which only describes, with the checks that stand before every request."""
+        self._check_orders(run_id)
+        submission = named_submission(signed_submission(message), run_id)
+        if isinstance(submission, AppSubmission):
+            raise refusal(Refusal.MALFORMED_REQUEST, f"run {run_id} is an app's, and has no data set to describe")
+        return self._node(submission.plan.dataset)
 
     def _node(self, dataset: str) -> Node:
         accounts = self._open_book()
         if accounts is None:
             raise RefusedError(Refusal.UNKNOWN_DATASET, "no data set was declared here", "privet dataset add")
         guard = Guard(accounts, dataset)
+        with contextlib.ExitStack() as opened:
+            opened.callback(guard.close)
+            source = Path(guard.dataset.path)
+            opened.pop_all()
         return Node(
             name=self._member.identity.name,
-            source=Path(guard.dataset.path),
+            source=source,
             guard=guard,
             answers=Answers(self._home.answers),
             workshop=self._workers,
@@ -285,48 +319,6 @@ class NodeParty:
         return {run_id: found for run_id, found in idle.items() if found[1] > least}
 
 
-class _Training:
-    """A node that trains for one run, behind Flower's ClientApp."""
-
-    def __init__(self, node: Node, workers: Workers, run_id: str, first: Message, teller: Teller) -> None:
-        self._node = node
-        self._workers = workers
-        self._run_id = run_id
-        self._teller = teller
-        self._app = client_app(lambda _: node)
-        self._context = Context(run_number(run_id), first.metadata.dst_node_id, {}, RecordDict(), {})
-
-    def answer(self, message: Message) -> Message:
-        """The node's reply."""
-        config = message.content.get(words.CONFIG)
-        if (
-            message.metadata.message_type in _LISTENED
-            and isinstance(config, ConfigRecord)
-            and self._teller.countersigned
-        ):
-            config[words.WITNESSED] = self._teller.countersigned
-        return self._app(message, self._context)
-
-    def prepare(self, message: Message) -> None:
-        """Start the process that trains as soon as the run is known: at all nodes at once, and not one by one."""
-        if message.metadata.message_type == words.DESCRIBE:
-            with contextlib.suppress(PrivetError):  # told where it is asked for
-                self._node.prepare(_signed(message).submission)
-
-    def cancel(self, why: str) -> None:
-        """End what is being trained: that attempt is spent."""
-        self._workers.cancel(self._run_id, why)
-
-    def rest(self) -> bool:
-        """Nothing is kept that the ledger and the kept answers do not hold."""
-        return True
-
-    def close(self) -> None:
-        """Let go of process and ledger."""
-        self._workers.finish(self._run_id)
-        self._node.close()
-
-
 class _App:
     """A Flower app that the institution allowed. `check`: raises RefusedError where it is not allowed any more."""
 
@@ -361,17 +353,6 @@ class _App:
     def close(self) -> None:
         """Let go of process and state."""
         self._worker.close()
-
-
-def _signed(message: Message) -> SignedSubmission:
-    """The signed submission that a request brings: of a training run in its config, of an app's beside its records."""
-    for name in (words.SEAL, words.CONFIG):
-        record = message.content.get(name)
-        if isinstance(record, ConfigRecord) and words.SUBMISSION in record:
-            parts = [record.get(key) for key in (words.SUBMISSION, words.SIGNATURE, words.CERTIFICATES)]
-            if all(isinstance(part, bytes) for part in parts):
-                return SignedSubmission(*parts)  # type: ignore[arg-type]  # each was looked at
-    raise RefusedError(Refusal.MALFORMED_REQUEST, "a request without a signed submission", "ask the coordinator")
 
 
 def _worker_settings(settings: NodeSettings, logs: Path) -> WorkerSettings:

@@ -63,15 +63,18 @@ class RunningNode:
             serving = asyncio.create_task(link.run())
             tell_manager(READY)
             try:
-                await asyncio.wait([serving, asyncio.create_task(asked.wait())], return_when=asyncio.FIRST_COMPLETED)
+                ending = [serving, looking, asyncio.create_task(asked.wait())]
+                await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 tell_manager(STOPPING)
                 await self._end(party, link, asked)
-                looking.cancel()
+                is_looking = looking.cancel()
                 await asyncio.gather(looking, serving, return_exceptions=True)
                 self._write_status(party, "stopped")
                 if page is not None:
                     await asyncio.to_thread(page.close)
+                if not is_looking:
+                    looking.result()  # raises: a node that sees no orders must not seem to have ended in order
 
     def _page(self, party: NodeParty) -> MetricsPage | None:
         if self._metrics is None:
@@ -82,12 +85,11 @@ class RunningNode:
 
     async def _end(self, party: NodeParty, link: Link, asked: "_Asked") -> None:
         """Finish what has begun, and tell it; a second signal does not wait."""
-        busy = any(work.is_busy for work in party.works())
-        if busy and asked.count == 1:
+        if asked.count == 1 and not link.is_idle:
             log.info(
                 "finishing what has begun, for at most %g s; the same signal again ends at once", self._stop_seconds
             )
-            party.orders = type(party.orders)(True, party.orders.withdrawn)
+            party.is_stopping = True
             link.tell_presence()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(_idle(link, asked), self._stop_seconds)
@@ -97,18 +99,24 @@ class RunningNode:
     async def _look(self, party: NodeParty, link: Link) -> None:
         while True:
             try:
-                if await asyncio.to_thread(party.look):
-                    link.tell_presence()
-                    self._has_news = True
-            except PrivetError as error:  # what was read before holds until it can be read again
-                log.error("%s; try: %s", error.message, error.remedy)
-            if self._has_news:
-                self._has_news = False
-                await asyncio.to_thread(self._write_status, party, party.state)
-                tell_manager(status(f"{party.state} {party.why}".strip()))
-            elif time.monotonic() >= self._beat:
-                self._touch_status()
+                await self._look_once(party, link)
+            except Exception:  # a defect in one look ends no node
+                log.exception("a look at orders and settings ended by a defect")
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _look_once(self, party: NodeParty, link: Link) -> None:
+        try:
+            if await asyncio.to_thread(party.look):
+                link.tell_presence()
+                self._has_news = True
+        except PrivetError as error:  # what was read before holds until it can be read again
+            log.error("%s; try: %s", error.message, error.remedy)
+        if self._has_news:
+            self._has_news = False
+            await asyncio.to_thread(self._write_status, party, party.state)
+            tell_manager(status(f"{party.state} {party.why}".strip()))
+        elif time.monotonic() >= self._beat:
+            self._touch_status()
 
     def _note_news(self) -> None:
         self._has_news = True

@@ -56,14 +56,24 @@ class Work:
 
 
 class Seat:
-    """Serves a run with what `open_served` makes, when the first request has come, in the seat's own thread."""
+    """Serves a run with what `open_served` makes, when the first request has come, in the seat's own thread.
 
-    def __init__(self, run_id: str, open_served: Callable[[Message], Served], changed: Callable[[], None]) -> None:
+    `check`: raises RefusedError where the institution's orders are against a request whose turn has come.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        open_served: Callable[[Message], Served],
+        changed: Callable[[], None],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.work = Work(run_id)
+        self._check = check
         self._open_served = open_served
         self._changed = changed
         self._served: Served | None = None
-        self._asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
+        self._asked: queue.Queue[Asked | None] = queue.Queue()
         self._dropped: set[bytes] = set()
         self._thread = threading.Thread(target=self._serve, name=f"seat-{run_id}", daemon=True)
         self._thread.start()
@@ -78,8 +88,8 @@ class Seat:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is asked and nothing is waiting."""
-        return not self.work.is_busy and self._asked.empty()
+        """Whether nothing is being done or made ready, and nothing is waiting."""
+        return self._asked.unfinished_tasks == 0
 
     def cancel(self, why: str) -> None:
         """End what it is doing. From any thread."""
@@ -96,47 +106,53 @@ class Seat:
         self._thread.join(timeout)
 
     def _serve(self) -> None:
-        while (asked := self._next()) is not None:
+        while (asked := self._asked.get()) is not None:
             if asked.id in self._dropped:
                 self._dropped.discard(asked.id)
-                continue
-            self.work.is_busy, self.work.what = True, _said(asked.message)
-            self._changed()
-            reply = self._replied(asked.message)
-            self.work.is_busy = False
-            self.work.answered += 1
-            self._changed()
-            asked.answer(reply)
-            if self._served is not None and not reply.has_error():
-                self._served.prepare(asked.message)
-            if self._asked.empty():
-                self._dropped.clear()  # they were of requests that had begun
-            del asked, reply
+            else:
+                self._serve_one(asked)
+            self._asked.task_done()
+            del asked
         if self._served is not None:
             self._served.close()
 
-    def _next(self) -> Asked | None:
+    def _serve_one(self, asked: Asked) -> None:
+        self.work.is_busy, self.work.what = True, _said(asked.message)
+        self._changed()
+        reply = self._replied(asked.message)
+        self.work.is_busy = False
+        self.work.answered += 1
+        self._changed()
+        asked.answer(reply)
+        if self._served is not None and not reply.has_error():
+            self._served.prepare(asked.message)
         if self._asked.empty():
-            self._dropped.clear()  # they were begun before they were dropped
-        return self._asked.get()
+            self._dropped.clear()  # they were of requests that had begun
 
     def _replied(self, message: Message) -> Message:
-        """The reply, or one code of the closed list; what happened stays in the local log."""
-        try:
-            if self._served is None:
-                self._served = self._open_served(message)
-            reply = self._served.answer(message)
-            if reply.has_error() and reply.error.code == words.REFUSED:
-                self.work.refused = str(reply.error.reason)
-            return reply
-        except RefusedError as refusal:
-            self.work.refused = refusal.code.value
-            return refused(message, refusal, self.work.run_id)
-        except PrivetError as error:
-            log.error("run %s: no answer: %s; try: %s", self.work.run_id, error.message, error.remedy)
-        except Exception:
-            log.exception("run %s: no answer could be made", self.work.run_id)
-        return Message(Error(words.APP_RAISED, words.APP_FAILED), reply_to=message)
+        reply = replied(message, self.work.run_id, self._answer)
+        if reply.has_error() and reply.error.code == words.REFUSED:
+            self.work.refused = str(reply.error.reason)
+        return reply
+
+    def _answer(self, message: Message) -> Message:
+        self._check()
+        if self._served is None:
+            self._served = self._open_served(message)
+        return self._served.answer(message)
+
+
+def replied(message: Message, run_id: str, answer: Callable[[Message], Message]) -> Message:
+    """The reply that `answer` makes, or one code of the closed list; what happened stays in the local log."""
+    try:
+        return answer(message)
+    except RefusedError as refusal:
+        return refused(message, refusal, run_id)
+    except PrivetError as error:
+        log.error("run %s: no answer: %s; try: %s", run_id, error.message, error.remedy)
+    except Exception:
+        log.exception("run %s: no answer could be made", run_id)
+    return Message(Error(words.APP_RAISED, words.APP_FAILED), reply_to=message)
 
 
 def refused(message: Message, refusal: RefusedError, run_id: str) -> Message:
