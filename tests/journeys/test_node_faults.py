@@ -100,9 +100,9 @@ def without_room(process: Process) -> Iterator[None]:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
 
 
-def is_training(ward: Party) -> bool:
-    """Whether an attempt has begun that has no answer yet."""
-    return sum(ward.attempts("begin").values()) > sum(ward.attempts("answer").values())
+def unanswered(ward: Party) -> int:
+    """How many attempts have begun that have no answer: being trained, or spent."""
+    return sum(ward.attempts("begin").values()) - sum(ward.attempts("answer").values())
 
 
 def children_of(pid: int) -> list[int]:
@@ -128,7 +128,7 @@ def test_node_killed_in_the_middle_of_training_and_of_sending(hearts: Hearts, si
     """What was begun is spent and asked with a new attempt; what was answered is sent again and not drawn twice."""
     ward = hearts.wards["node-1"]
     run_id = hearts.deployment.submit(hearts.plan)
-    wait_for(lambda: is_training(ward), "training", 60)
+    wait_for(lambda: unanswered(ward) > 0, "training", 60)
     hearts.nodes["node-1"].kill()
     begun, answered = ward.attempts("begin"), ward.attempts("answer")
     (spent,) = begun - answered
@@ -151,9 +151,10 @@ def test_node_killed_in_the_middle_of_training_and_of_sending(hearts: Hearts, si
 @pytest.mark.slow
 def test_task_that_is_killed_is_a_code_and_the_node_lives_on(hearts: Hearts) -> None:
     ward, node = hearts.wards["node-2"], hearts.nodes["node-2"]
+    spent = unanswered(ward)
     run_id = hearts.deployment.submit(hearts.plan, "run.rounds=1")
     watching = hearts.followed(run_id)
-    wait_for(lambda: is_training(ward), "training", 60)
+    wait_for(lambda: unanswered(ward) > spent, "training", 60)
     for child in children_of(node.pid):
         os.kill(child, 9)
     watching.wait_for('"task-failed"')
@@ -210,7 +211,12 @@ def test_server_without_room_loses_nothing_and_goes_on_when_there_is_some(
 @pytest.mark.slow
 def test_ledger_that_was_put_back_trains_nothing_until_it_is_recovered(hearts: Hearts, tmp_path: Path) -> None:
     ward = hearts.wards["node-2"]
+    spent = unanswered(ward)
+    run_id = hearts.deployment.submit(hearts.plan, "run.rounds=1")
+    wait_for(lambda: unanswered(ward) > spent, "training", 60)
     assert hearts.nodes["node-2"].stop() == 0
+    assert unanswered(ward) == spent, "a graceful end spends nothing"
+    assert hearts.deployment.follow(run_id)["state"] == "finished"
     backup = tmp_path / "backup.sqlite"
     shutil.copy(ward.home / "ledger.sqlite", backup)
     hearts.restart("node-2")
@@ -223,13 +229,11 @@ def test_ledger_that_was_put_back_trains_nothing_until_it_is_recovered(hearts: H
     wait_for(lambda: ward.told("node", "status")["is_behind"] != "", "the status says so")
     page = hearts.deployment.follow(hearts.deployment.submit(hearts.plan, "run.rounds=1", "aggregation.min-nodes=1"))
     assert set(page["participations"]) == {"node-1"}
-    assert hearts.nodes["node-2"].stop() == 0
 
     witness = tmp_path / "witness.jsonl"
     hearts.coordinator.privet("audit", "witness", "node-2", "-o", str(witness))
     ward.privet("budget", "recover", "--witness", str(witness))
-    hearts.restart("node-2")
-    assert ward.told("node", "status")["is_behind"] == ""
+    wait_for(lambda: ward.told("node", "status")["is_behind"] == "", "the node that runs has seen it")
     listed = {node["name"]: node for node in hearts.coordinator.told("node", "list")}
     assert not listed["node-2"]["is_paused"]
     assert ward.violations() == []
