@@ -9,10 +9,11 @@ from pathlib import Path
 import grpc
 import pytest
 from channel import OpenRoll, arrays_of, serving, wait_for
-from intruders import CONNECT, hello
+from intruders import CONNECT, hello, stream_channel, talked
 from privet.privacy.channel import words
 from privet.privacy.channel.credentials import channel_credentials
 from privet.privacy.channel.frames import GRPC_OPTIONS, read_frame
+from privet.privacy.channel.payload import chunk_frame
 from privet.privacy.errors import DatabaseError
 from privet.server.grid import GridTerms, GrpcGrid
 from privet.server.link import Hub
@@ -74,7 +75,8 @@ def test_stream_that_is_ended_in_the_middle_of_a_write_ends_for_the_peer_too(tmp
             answers = grid.send_and_receive([asked], timeout=LONG)
             waiting = threading.Thread(target=lambda: list(answers))
             waiting.start()
-            read_frame(next(call))  # the header; the rest is stuck
+            while not isinstance(read_frame(next(call)), memoryview):
+                continue  # to the first chunk; the others are stuck
             server.roll.deny(member.key.fingerprint)
             wait_for(lambda: not server.hub.nodes(), "forgotten")
             with pytest.raises(grpc.RpcError) as caught:
@@ -84,6 +86,15 @@ def test_stream_that_is_ended_in_the_middle_of_a_write_ends_for_the_peer_too(tmp
             grid.close()
             waiting.join(LONG)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_stream_that_is_broken_off_while_it_is_welcomed_ends_for_the_peer_too(tmp_path: Path) -> None:
+    with serving() as server:
+        member = server.authority.member(tmp_path, "hasty", server.address)
+        with stream_channel(server.address, channel_credentials(member)) as channel:
+            for _ in range(20):
+                ended = talked(channel, [hello(b"h" * 16), chunk_frame([b"12345"])])
+                assert ended.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def _said(over: threading.Event) -> Iterator[bytes]:
