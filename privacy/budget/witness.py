@@ -8,7 +8,8 @@ The witness learns sequence numbers, hashes and charges, also those of other ope
 import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from .ledger import Entry
 
 # A head is a few hundred characters; a larger text is not one.
 HEAD_BYTES = 4096
+# What one node may make a server keep: some 300 000 answers' heads.
+WITNESS_BYTES = 256 * 2**20
+CHARGES = ("charge", "recovered-charge")  # the kinds of entries that a witness keeps
 HEAD, COUNTERSIGNED = "ledger-head", "ledger-countersigned"  # purposes of signatures
 
 
@@ -65,45 +69,75 @@ class Countersigned:
 
 
 class Witness:
-    """What one server remembers of one node's ledger: a file of countersigned heads and charges, a line each."""
+    """What one server remembers of one node's ledger: a file of countersigned heads and charges, a line each.
 
-    def __init__(self, path: Path, owner: str, key: SigningKey) -> None:
+    Several threads may ask. `charges`: the hashes of those in the file.
+    """
+
+    def __init__(self, path: Path, owner: str, key: SigningKey, most_bytes: int = WITNESS_BYTES) -> None:
         self._path = path
         self._owner = owner
         self._key = key
+        self._most_bytes = most_bytes
+        self._lock = threading.Lock()
+        self._newest: Countersigned | None = None
+        self.charges: set[str] = set()
         _mend(path)
-        self.heads, self.charges = read_witness(path) if path.exists() else ([], {})
+        for told in _told_in(path) if path.exists() else ():
+            if isinstance(told, Countersigned):
+                self._newest = told
+            else:
+                self.charges.add(str(told["hash"]))
 
     def newest(self) -> Countersigned | None:
         """The head with the highest number."""
-        return self.heads[-1] if self.heads else None
+        return self._newest
 
     def countersign(self, head: Head, charges: Iterable[Mapping[str, Any]]) -> Countersigned:
         """Remember and countersign a head; raise LedgerError for one that contradicts what was seen before.
 
-        `charges`: the charge entries since the last head, columns by name.
+        `charges`: the charge entries since the last head, columns by name. One that is held already is passed over;
+        any other must be the institution's own, between the last head and this one.
         """
-        newest = self.newest()
-        if not head.is_signed() or head.owner != self._owner:
-            raise LedgerError(f"{self._owner}: its head is not signed by it", "look at the node's key")
-        if newest is not None:
-            if head.public_key != newest.head.public_key:
-                raise LedgerError(
-                    f"{self._owner}: signs its ledger with another key than before", "ask the institution"
-                )
-            if (head.sequence, head.hash) == (newest.head.sequence, newest.head.hash):
+        with self._lock:
+            newest = self._newest
+            self._check_signed(head)
+            if newest is not None and (head.sequence, head.hash) == (newest.head.sequence, newest.head.hash):
                 return newest
-            if head.sequence <= newest.head.sequence:
+            if newest is not None and head.sequence <= newest.head.sequence:
                 raise LedgerError(
                     f"{self._owner}: its ledger ends at {head.sequence}; {newest.head.sequence} was witnessed",
                     "at the node: privet budget recover",
                 )
-        countersigned = Countersigned(head, self._key.public, self._key.sign(COUNTERSIGNED, head.message()))
-        lines = [{"charge": dict(charge)} for charge in charges if str(charge["hash"]) not in self.charges]
-        self._append([*lines, {"head": asdict(countersigned)}])
-        self.heads.append(countersigned)
-        self.charges |= {str(line["charge"]["hash"]): line["charge"] for line in lines}
-        return countersigned
+            fresh = {str(charge["hash"]): charge for charge in charges if str(charge["hash"]) not in self.charges}
+            for charge in fresh.values():
+                self._check_charge(charge, head)
+            countersigned = Countersigned(head, self._key.public, self._key.sign(COUNTERSIGNED, head.message()))
+            self._append([*({"charge": dict(one)} for one in fresh.values()), {"head": asdict(countersigned)}])
+            self._newest = countersigned
+            self.charges |= fresh.keys()
+            return countersigned
+
+    def _check_signed(self, head: Head) -> None:
+        if not head.is_signed() or head.owner != self._owner:
+            raise LedgerError(f"{self._owner}: its head is not signed by it", "look at the node's key")
+        if self._newest is not None and head.public_key != self._newest.head.public_key:
+            raise LedgerError(f"{self._owner}: signs its ledger with another key than before", "ask the institution")
+
+    def _check_charge(self, columns: Mapping[str, Any], head: Head) -> None:
+        after = self._newest.head.sequence if self._newest is not None else 0
+        try:
+            entry = Entry(**columns)
+            is_between = type(entry.sequence) is int and after < entry.sequence <= head.sequence
+            is_good = is_between and entry.kind in CHARGES
+            is_good = is_good and entry.is_whole(entry.sequence, entry.previous, head.public_key)
+        except (TypeError, ValueError):  # other columns, or text that has no canonical form
+            is_good = False
+        if not is_good:
+            raise LedgerError(
+                f"{self._owner}: tells a charge that is none of its ledger's entries {after + 1} to {head.sequence}",
+                "ask the institution, whose ledger an auditor can look at",
+            )
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """All lines or none: on a full disk a torn one would stand before what is written when there is room again."""
@@ -111,6 +145,12 @@ class Witness:
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
         with self._path.open("ab", buffering=0) as file:
             before = file.tell()
+            if before + len(content) > self._most_bytes:
+                raise LedgerError(
+                    f"{self._path}: {before} bytes and {len(content)} more; the most that is kept is "
+                    f"{self._most_bytes}",
+                    "stop the server, put the file away for the auditors, and start the server again",
+                )
             try:
                 if file.write(content) != len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -134,22 +174,31 @@ def read_witness(path: Path) -> tuple[list[Countersigned], dict[str, dict[str, A
     """
     heads: list[Countersigned] = []
     charges: dict[str, dict[str, Any]] = {}
+    for told in _told_in(path):
+        if isinstance(told, Countersigned):
+            heads.append(told)
+        else:
+            charges[str(told["hash"])] = told
+    return heads, charges
+
+
+def _told_in(path: Path) -> Iterator[Countersigned | dict[str, Any]]:
+    """Line by line: a head, or the columns of a charge."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        for line in lines:
-            if not line.endswith("\n"):
-                break
-            told = json.loads(line)
-            if "head" in told:
-                heads.append(Countersigned(**{**told["head"], "head": Head(**told["head"]["head"])}))
-            else:
-                charges[str(told["charge"]["hash"])] = told["charge"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                if not line.endswith("\n"):
+                    break
+                told = json.loads(line)
+                if "head" in told:
+                    yield Countersigned(**{**told["head"], "head": Head(**told["head"]["head"])})
+                else:
+                    yield {**told["charge"], "hash": told["charge"]["hash"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LedgerError(
             f"{path}: not a witness file: {error}",
             "ask the coordinator for the file that the server keeps of this node",
         ) from None
-    return heads, charges
 
 
 def head_text(head: Head | Countersigned) -> str:
