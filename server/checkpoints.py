@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from ..privacy.channel.files import make_durable
 from ..privacy.errors import CheckpointError
 from ..privacy.parameters import Parameters
 
@@ -69,6 +70,7 @@ class Checkpoints:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
+            make_durable(self._folder)  # before an older one is forgotten
             for older in self._paths()[:-KEPT]:
                 older.unlink(missing_ok=True)
         except OSError as error:

@@ -24,6 +24,7 @@ from ..privacy.budget.keys import SigningKey
 from ..privacy.budget.ledger import Clock, system_clock
 from ..privacy.channel import words
 from ..privacy.channel.credentials import server_credentials
+from ..privacy.channel.files import write_whole
 from ..privacy.channel.frames import GRPC_OPTIONS
 from ..privacy.channel.services import full_name
 from ..privacy.errors import ChannelError
@@ -186,8 +187,7 @@ class Server:
                 self.hub, GridTerms(run_id, fit_for_app(submission.plan.app.name), _LARGEST_ANSWER, seal=seal)
             )
         kept = folder.root / _TASK_VERSION
-        version = kept.read_text(encoding="utf-8") if kept.exists() else None
-        fit = fit_for_task(submission.plan.run.task, version, lambda chosen: _keep(kept, chosen))
+        fit = fit_for_task(submission.plan.run.task, _kept(kept), lambda chosen: _keep(kept, chosen))
         return GrpcGrid(self.hub, GridTerms(run_id, fit, _LARGEST_ANSWER))
 
     def _check(self, signed: SignedSubmission) -> None:
@@ -207,8 +207,12 @@ def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredent
 
 
 def _keep(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text.encode())
+
+
+def _kept(path: Path) -> str | None:
+    """What was kept; an empty file is what a crash has left, and says nothing."""
+    return (path.read_text(encoding="utf-8") or None) if path.exists() else None
 
 
 def _seal(signed: SignedSubmission) -> ConfigRecord:
