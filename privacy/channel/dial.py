@@ -35,7 +35,7 @@ def dial(member: Member, clock: Clock = system_clock) -> grpc.Channel:
 def bring_up_to_date(member: Member, clock: Clock = system_clock) -> bool:
     """Renew the member's certificate where that is due, and say whether it was. It waits for the network.
 
-    Where a certificate is still good, a server that cannot be reached is not an error yet.
+    Where a certificate is still good, a server that cannot be reached or a full disk is not an error yet.
     """
     now = clock()
     if member.is_expired(now):
@@ -49,7 +49,11 @@ def bring_up_to_date(member: Member, clock: Clock = system_clock) -> bool:
     except ChannelError as error:
         log.warning("the certificate could not be renewed: %s", error.message)
         return False
-    member.keep_chain(reply.chain, clock())
+    try:
+        member.keep_chain(reply.chain, clock())
+    except OSError as error:
+        log.warning("the renewed certificate could not be written: %s", error)
+        return False
     return True
 
 

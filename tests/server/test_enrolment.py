@@ -197,6 +197,18 @@ def test_server_that_is_away_at_renewal_is_no_error_yet(tmp_path: Path) -> None:
     assert not member.is_expired(datetime.now(UTC))
 
 
+def test_renewed_certificate_that_cannot_be_written_is_no_error_yet(
+    federation: Federation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    member = member_since(federation, tmp_path / "m", timedelta(hours=17))
+    before, chain = member.certificate, member.folder / "chain.pem"
+    chain.unlink()
+    (chain / "in-the-way").mkdir(parents=True)  # root may write anywhere; a folder in the file's place stops it too
+    assert not bring_up_to_date(member)
+    assert "the renewed certificate could not be written" in caplog.text
+    assert member.certificate == before
+
+
 def test_renewal_for_another_key_is_for_nodes_alone(federation: Federation, tmp_path: Path) -> None:
     node, other = federation.member("st-marys", tmp_path / "n"), IdentityKey.generate()
     chain = as_member(federation, node, "Renew", pb.RenewRequest(csr=other.csr())).chain
