@@ -115,7 +115,7 @@ class Federation:
 
     def run(self) -> State:
         """The last round's state. Raises FederationError when fewer than `min-nodes` can go on."""
-        self._call_roll()
+        self._muster_roster()
         self._require(len(self._roster), "say who they are", self._roster.refused)
         state = self._checkpoints.newest() or self._begin()
         strategies.remind(self._strategy, state.strategy, {name: array.shape for name, array in state.model.items()})
@@ -130,6 +130,15 @@ class Federation:
                 self._call_roll()
         self._tell_witnessed()
         return state
+
+    def _muster_roster(self) -> None:
+        """Call the roll until `min-nodes` have answered: a node may be busy with a request of before a restart."""
+        end = time.monotonic() + (self._timeout or 0.0)
+        self._call_roll()
+        least = self._plan.aggregation.min_nodes
+        while len(self._roster) < least and self._roster.is_awaiting and time.monotonic() < end:
+            self._roster.ask_again()
+            self._call_roll()
 
     def _call_roll(self) -> None:
         """Who is there, by name: every node that has come since says its name and declared size, or why it will not."""

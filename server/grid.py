@@ -28,6 +28,9 @@ _SLACK_BYTES = 2**20
 # What touches records, and stands in the ledger of whoever answers. An app (which has a seal) is not accounted for.
 _CHARGED = (words.TRAIN, words.EVALUATE)
 
+# What answers these in a run of a task brings no arrays, whatever the request brought.
+_WITHOUT_ARRAYS = (words.DESCRIBE, words.WITNESS)
+
 # Which connected nodes are asked, and why each of the others is not.
 Fit = Callable[[Iterable[NodeView]], tuple[list[NodeView], dict[str, str]]]
 
@@ -185,6 +188,8 @@ class GrpcGrid(RunGrid):
         is_app = self._terms.seal is not None
         is_like_the_model = outgoing.payload.size > 0 and not is_app
         largest = outgoing.payload.size + _SLACK_BYTES if is_like_the_model else self._terms.largest_answer
+        if self._terms.seal is None and message.metadata.message_type in _WITHOUT_ARRAYS:
+            largest = _SLACK_BYTES
         is_charged = not is_app and message.metadata.message_type in _CHARGED
         run_id, node_id = self._terms.run_id, message.metadata.dst_node_id
         return Ask(ask_id, node_id, run_id, envelope(message), outgoing, mailbox, largest, is_charged, is_app)

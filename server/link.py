@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import grpc.aio
@@ -27,7 +28,7 @@ import grpc.aio
 from ..privacy.channel import words
 from ..privacy.channel.credentials import Peer
 from ..privacy.channel.frames import LIMITS, Limits
-from ..privacy.errors import ChannelError
+from ..privacy.errors import ChannelError, DatabaseError
 from .asks import Arrived, Ask
 from .room import Room
 from .stream import NodeStream, NodeView
@@ -93,6 +94,7 @@ class Hub:
         self._sends = asyncio.Semaphore(_SENDS_AT_ONCE)
         self.clock = clock
         self.witnesses = witnesses
+        self._watcher = ThreadPoolExecutor(1, thread_name_prefix="deny-list")
         self.signing = ThreadPoolExecutor(_HEADS_AT_ONCE, thread_name_prefix="witness")
         self.roll = roll
         self.denied: frozenset[str] = frozenset()
@@ -142,7 +144,8 @@ class Hub:
 
     async def connect(self, context: "grpc.aio.ServicerContext[Any, Any]", peer: Peer) -> None:
         """Serve one node's stream to its end. `peer`: as the gate has found it."""
-        stream = NodeStream(self, context, peer, self.roll.node_id(peer.identity.name))
+        node_id = await asyncio.to_thread(self.roll.node_id, peer.identity.name)
+        stream = NodeStream(self, context, peer, node_id)
         try:
             await self._serve(stream)
         except ChannelError as error:
@@ -151,9 +154,13 @@ class Hub:
 
     def enter(self, stream: NodeStream) -> None:
         """The stream has said who it is: it takes its place, or raises ChannelError where another process has it."""
+        if stream.peer.key_fingerprint in self.denied:  # revoked between the gate and the hello
+            stream.status = grpc.StatusCode.PERMISSION_DENIED
+            raise ChannelError(f"{stream.name} was revoked", "ask the coordinator")
         before = self._streams.get(stream.node_id)
         if before is not None:
             if before.instance != stream.instance:
+                stream.status = grpc.StatusCode.ALREADY_EXISTS
                 raise ChannelError(
                     f"{stream.name} is connected already, from {before.address}: two processes have one identity",
                     "stop one of them; whoever copied the identity must join under a name of its own",
@@ -194,6 +201,10 @@ class Hub:
         """Whether the ask is not over."""
         return ask.id in self._asks
 
+    def waiting(self, ask_id: bytes) -> Ask | None:
+        """The ask of that id, where it is not over."""
+        return self._asks.get(ask_id)
+
     def answered(self, arrived: Arrived) -> None:
         """Hand over an answer; the ask is over."""
         if self._asks.pop(arrived.ask.id, None) is None:
@@ -226,9 +237,9 @@ class Hub:
             self._end_expired()
             try:
                 await self._end_denied()
-            except ChannelError as error:  # a database that cannot be asked now; the streams stay as they are
+            except Exception as error:  # a database that cannot be asked now; the streams stay, and so does the watch
                 if is_readable:  # four times a second would fill the disk that may be the reason
-                    log.error("the deny-list cannot be read: %s", error.message)
+                    log.error("the deny-list cannot be read: %s", error)
                 is_readable = False
                 continue
             if not is_readable:
@@ -240,15 +251,16 @@ class Hub:
         for stream in list(self._streams.values()):
             stream.end("the server stops")
         self.signing.shutdown(wait=False)
+        self._watcher.shutdown(wait=False)
 
     # ---- the loop's own ----
 
     async def _end_denied(self) -> None:
-        revision = await asyncio.to_thread(self.roll.revision)
+        ask = partial(self._loop.run_in_executor, self._watcher)  # its own thread: others may wait for theirs
+        revision = await ask(self.roll.revision)
         now = self.clock()
         if revision != self._revision:
-            self.denied = await asyncio.to_thread(self.roll.denied_keys)
-            self._revision = revision
+            self.denied = await ask(self.roll.denied_keys)
             self.tell_denied(self.denied)
             streams = list(self._streams.values())
             for stream in streams:  # first those whose key is known to be denied: no question to the database each
@@ -257,6 +269,7 @@ class Hub:
             for stream in streams:
                 stream.tell_denied(self.denied)
                 await self._check(stream, now)
+            self._revision = revision  # only now: what failed on the way is done again
 
     def _end_expired(self) -> None:
         now = self.clock()
@@ -272,7 +285,9 @@ class Hub:
 
     async def _check(self, stream: NodeStream, now: float) -> None:
         try:
-            await asyncio.to_thread(self.roll.check, stream.peer, now)
+            await self._loop.run_in_executor(self._watcher, self.roll.check, stream.peer, now)
+        except DatabaseError:  # says nothing of the node
+            raise
         except ChannelError as error:
             stream.end(error.message, grpc.StatusCode.PERMISSION_DENIED)
 

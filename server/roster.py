@@ -39,6 +39,15 @@ class Roster:
         """All who take part."""
         return list(self._members.values())
 
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether a node that is there has not said yet whether it takes part."""
+        return NO_ANSWER in self.refused.values()
+
+    def ask_again(self) -> None:
+        """Those who gave no answer are asked once more: they may have been busy with what was asked before."""
+        self._unanswered.clear()
+
     def strangers(self, present: Iterable[int]) -> list[int]:
         """Those present who must still be asked who they are."""
         return [n for n in present if n not in self._settled and self._unanswered.get(n, 0) < _MOST_CALLS]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("privet.server")
 
 _HELLO_SECONDS = 20.0
+_SLOWEST = 64 * 2**10  # bytes a second of a body that was granted; a slower line holds up everybody
 _MOST_QUEUED = 10_000  # frames and asks on their way to one node
 
 
@@ -70,7 +71,7 @@ class NodeStream:
         self.status = grpc.StatusCode.INVALID_ARGUMENT
         self._hub = hub
         self._context = context
-        self._out: asyncio.Queue[bytes | Ask] = asyncio.Queue(_MOST_QUEUED)
+        self._out: asyncio.Queue[bytes | _Turn] = asyncio.Queue(_MOST_QUEUED)
         self._hello = pb.Hello()
         self._since = 0.0
         self._answered, self._last_run = 0, ""
@@ -103,7 +104,7 @@ class NodeStream:
     def send(self, item: "Ask | pb.Frame") -> None:
         """Put it in the queue to the node; a node that lets the queue overflow loses its stream."""
         try:
-            self._out.put_nowait(item if isinstance(item, Ask) else item.SerializeToString())
+            self._out.put_nowait(_Turn(item.id) if isinstance(item, Ask) else item.SerializeToString())
         except asyncio.QueueFull:
             self.end("it does not read what it is sent", grpc.StatusCode.RESOURCE_EXHAUSTED)
 
@@ -148,7 +149,7 @@ class NodeStream:
                 raise task.exception() or ChannelError("", "")
 
     async def quiet(self) -> None:
-        """Wait until the last frame is written, or the peer is gone: gRPC ends no call in the middle of a write."""
+        """Wait until the last frame is written, or the peer is gone: gRPC cannot end a call during its first write."""
         if self._writing is not None:
             await asyncio.gather(self._writing, return_exceptions=True)
 
@@ -171,13 +172,12 @@ class NodeStream:
             raise ChannelError(f"{self.name} began with something else than a hello", "update the node")
         check_hello(frame.hello, self.name, self._hub.clock())
         self._hello, self.instance, self._since = frame.hello, frame.hello.instance, self._hub.clock()
-        self.status = grpc.StatusCode.ALREADY_EXISTS
-        self.send(pb.Frame(welcome=self._welcome()))
+        self.send(pb.Frame(welcome=await self._welcome()))
         self._hub.enter(self)
-        self.status = grpc.StatusCode.INVALID_ARGUMENT
 
-    def _welcome(self) -> pb.Welcome:
-        newest = self._hub.witnesses.newest(self.name) if self._hub.witnesses else None
+    async def _welcome(self) -> pb.Welcome:
+        witnesses = self._hub.witnesses  # a node's first time reads a file
+        newest = await asyncio.to_thread(witnesses.newest, self.name) if witnesses else None
         return pb.Welcome(
             protocol=PROTOCOL,
             version=__version__,
@@ -194,8 +194,9 @@ class NodeStream:
             item = await self._out.get()
             if isinstance(item, bytes):
                 await self._put(item)
-            elif self._hub.is_waited_for(item):
-                await self._ask(item)
+            elif (ask := self._hub.waiting(item.ask_id)) is not None:
+                await self._ask(ask)
+                del ask  # with it its model, before the next turn is waited for
 
     async def _ask(self, ask: Ask) -> None:
         if ask.outgoing.size <= INLINE_BYTES:
@@ -212,7 +213,12 @@ class NodeStream:
 
     async def _put(self, frame: bytes) -> None:
         self._writing = asyncio.ensure_future(self._context.write(frame))
-        await asyncio.shield(self._writing)
+        # Not wait_for: where a cancellation meets the end of what it waits for, Python 3.11 loses the cancellation.
+        written, _ = await asyncio.wait([self._writing], timeout=self._hub.options.stall)
+        if not written:
+            self.end(f"it has read nothing for {self._hub.options.stall:g} s", grpc.StatusCode.RESOURCE_EXHAUSTED)
+            raise ChannelError(f"{self.name} does not read what it is sent", "look at that node")
+        self._writing.result()
 
     # ---- from the node ----
 
@@ -269,12 +275,13 @@ class NodeStream:
         await self._watch(body)
 
     async def _watch(self, body: "_Body") -> None:
-        """End the stream when a body that was granted stops coming: it holds room that others wait for."""
-        left, stall = -1, self._hub.options.stall
-        while left != body.left:
+        """End the stream when a body that was granted stops coming, or trickles: it holds room that others wait for."""
+        left, stall, loop = -1, self._hub.options.stall, asyncio.get_running_loop()
+        latest = loop.time() + stall + body.size / _SLOWEST
+        while left != body.left and loop.time() < latest:
             left = body.left
-            await asyncio.sleep(stall)
-        self.end(f"it was granted {body.size} bytes, and sent nothing of them for {stall:g} s")
+            await asyncio.sleep(min(stall, max(latest - loop.time(), 0)))
+        self.end(f"it was granted {body.size} bytes, and {body.left} have not come for too long")
 
     def _take_chunk(self, chunk: memoryview) -> None:
         body = self._open
@@ -341,6 +348,13 @@ class NodeStream:
         newest = self._hub.witnesses.newest(self.name) if self._hub.witnesses else None
         told = head_text(newest) if newest else ""
         self.send(pb.Frame(taken=pb.Taken(message_id=ask.id, countersigned=told)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Stands in the queue for an ask, which may be over when its turn comes; so the queue holds no models."""
+
+    ask_id: bytes
 
 
 class _Body:

@@ -357,7 +357,7 @@ def test_node_that_announces_much_and_sends_nothing_is_cut_off_after_the_stall_l
         honest.answer(header, LARGE)  # the grant comes when the other has lost its room
         assert next(answers).content == LARGE
     del waiting
-    assert "sent nothing of them for 1.5 s" in greedy.ended().details
+    assert "have not come for too long" in greedy.ended().details
     assert "node greedy: its stream ends" in caplog.text
 
 
