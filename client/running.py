@@ -18,6 +18,7 @@ from ..privacy.alone import only_one
 from ..privacy.channel.dial import bring_up_to_date
 from ..privacy.channel.files import write_whole
 from ..privacy.channel.member import Member
+from ..privacy.channel.memory import keep_chunks
 from ..privacy.errors import PrivetError
 from ..privacy.home import Home
 from ..privacy.metrics_page import MetricsPage
@@ -54,6 +55,7 @@ class RunningNode:
         """Serve until a signal asks to end, once gracefully, twice at once."""
         root = self._home.root
         with only_one(lock_of(self._home), f"{root}: a node runs here already", "privet node status"):
+            keep_chunks()
             asked = _signals(asyncio.get_running_loop())
             self._home.status.unlink(missing_ok=True)  # of the process before this one
             party = await asyncio.to_thread(NodeParty, self._home, self._member, self._passphrase, self._note_news)

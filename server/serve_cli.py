@@ -68,9 +68,11 @@ def serve(
 
 
 async def _served(folder: Path, options: "ServerOptions") -> None:  # type: ignore[name-defined]  # noqa: F821
+    from ..privacy.channel.memory import keep_chunks
     from .federation_home import FederationHome
     from .serving import Server
 
+    keep_chunks()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

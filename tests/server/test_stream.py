@@ -337,6 +337,29 @@ def node_that_holds_all_room(node: RawNode) -> Callable[[], None]:
     return node.close
 
 
+def test_member_that_is_revoked_between_the_gate_and_its_hello_does_not_enter(connect: Connect, hasty: Server) -> None:
+    """It opened its stream as a member; the deny-list learned better before it said who it is."""
+    node, friend = connect("thief", hasty), connect("friend", hasty).welcomed()
+    hasty.roll.deny(node.key_fingerprint)
+    assert node.key_fingerprint in friend.expect_denied()
+    error = node.hello().ended()
+    assert error.code is grpc.StatusCode.PERMISSION_DENIED
+    assert "thief was revoked" in error.details
+    assert [view.name for view in hasty.hub.nodes()] == ["friend"]
+
+
+def test_description_brings_no_arrays(connect: Connect, server: Server) -> None:
+    """Who says who it is needs a hundred bytes; one that announces a model instead loses its stream."""
+    node = connect().welcomed()
+    grid = GrpcGrid(server.hub, GridTerms("run-1", lambda nodes: (list(nodes), {}), 4 * 2**30))
+    waiting = grid.send_and_receive([grid.create_message(SMALL, words.DESCRIBE, node.node_id, "1")], timeout=LONG)
+    header, _ = node.asked()
+    node.send(node.answer_to(header, arrays_of(2**20)).header_frame)
+    assert "bytes of arrays, asked for are" in node.ended().details
+    del waiting
+    grid.close()
+
+
 # ---- room ----
 
 

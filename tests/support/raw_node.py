@@ -33,6 +33,7 @@ class RawNode:
         self.server = server
         self.name = member.identity.name
         self.instance = os.urandom(16)
+        self.key_fingerprint = member.key.fingerprint
         self._loop.run(self._open(server.address, member))
         self.node_id = server.roll.node_id(self.name)
 
@@ -91,6 +92,13 @@ class RawNode:
             if found == kind:
                 return getattr(frame, kind)
             assert found == "denied", f"{found} in place of {kind}"
+
+    def expect_denied(self) -> set[str]:
+        """The keys of the next frame that says which were revoked, if it says any."""
+        while True:
+            frame = self.read()
+            if isinstance(frame, pb.Frame) and frame.WhichOneof("kind") == "denied" and frame.denied.key_fingerprints:
+                return set(frame.denied.key_fingerprints)
 
     def asked(self) -> tuple[pb.Header, Message]:
         """The next request, whole."""
