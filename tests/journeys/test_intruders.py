@@ -50,6 +50,7 @@ from privet.privacy.channel.identities import Certificate, Identity, IdentityKey
 from privet.privacy.channel.member import IDENTITY, Member
 from privet.privacy.channel.payload import chunk_frame
 from privet.server.database import open_database
+from privet.server.descriptors import raised_limit
 from privet.server.federation_home import FEDERATION, FederationHome
 from privet.server.members import Members
 from privet.server.registrar import Registrar
@@ -442,6 +443,16 @@ def test_frame_above_the_limit(siege: Siege, logged: Callable[[str], str], size:
     assert_tells_little(ended, siege)
 
 
+@pytest.mark.parametrize("port", ["address", "enrolment"])
+def test_header_of_http_above_the_limit(siege: Siege, port: str) -> None:
+    credentials = siege.credentials(siege.mallory) if port == "address" else enrolment_credentials(siege.home.root)
+    method = "/privet.v1.Membership/Renew" if port == "address" else "/privet.v1.Enrolment/Challenge"
+    large = [(f"x-{number}", "a" * 8000) for number in range(40)]
+    ended = called(getattr(siege, port), credentials, method, metadata=large)
+    assert ended.code in (grpc.StatusCode.RESOURCE_EXHAUSTED, AWAY, grpc.StatusCode.INTERNAL)
+    assert_tells_little(ended, siege)
+
+
 def test_chunks_without_end(siege: Siege, logged: Callable[[str], str]) -> None:
     """A body that is thrown away as it comes is still no longer than was announced."""
     sent_frames = 0
@@ -543,10 +554,10 @@ def test_what_is_no_http_2_inside_tls(siege: Siege, port: str, content: bytes) -
 
 @pytest.mark.slow
 def test_10_000_connections(siege: Siege) -> None:
-    """In batches, held for as long as the next one takes to come. Meanwhile an operator is served, again and again."""
-    pid, served = siege.server.pid, list[float]()
-    files, memory = open_files(pid), resident_bytes(pid)
-    is_over = threading.Event()
+    """Two waves, of which 2,000 are held at a time. Meanwhile an operator is served, again and again."""
+    assert raised_limit() > 4_000, "this test's own open files"
+    pid, served, is_over = siege.server.pid, list[float](), threading.Event()
+    files, before = open_files(pid), resident_bytes(pid)
 
     def operate() -> None:
         while not is_over.is_set():
@@ -554,27 +565,33 @@ def test_10_000_connections(siege: Siege) -> None:
             assert siege.listed()["is_connected"]
             served.append(time.monotonic() - begun)
 
+    def wave() -> int:
+        """How much memory the server holds after 5,000 have come and gone."""
+        crowds, most_files = [Crowd(siege.deployment.ports) for _ in range(4)], 0
+        for number in range(10):
+            crowds[number % 4].go()
+            crowds[number % 4].come(500)
+            most_files = max(most_files, open_files(pid))
+        for crowd in crowds:
+            crowd.go()
+        assert sum(crowd.opened for crowd in crowds) == 5_000
+        assert most_files > files + 500, "they came in"
+        wait_for(lambda: open_files(pid) < files + 16, "files that were closed again", 40)
+        return resident_bytes(pid)
+
     operating = threading.Thread(target=operate)
     operating.start()
-    crowds = [Crowd(siege.deployment.ports) for _ in range(2)]
     try:
-        for number in range(20):
-            crowd = crowds[number % 2]
-            crowd.go()
-            crowd.come(500)
+        first, second = wave(), wave()
     finally:
         is_over.set()
         operating.join()
-        for crowd in crowds:
-            crowd.go()
-    assert sum(crowd.opened for crowd in crowds) == 10_000
+    assert json.loads(siege.coordinator.privet("node", "list", "--json").splitlines()[-1])
     assert len(served) > 3
     assert max(served) < 10
-    begun = time.monotonic()
-    assert json.loads(siege.coordinator.privet("node", "list", "--json").splitlines()[-1])
-    assert time.monotonic() - begun < 10
-    wait_for(lambda: open_files(pid) < files + 16, "files that were closed again", 40)
-    assert resident_bytes(pid) - memory < 64 * 2**20
+    # Some 40 kB for each handshake that was open at once, which malloc keeps; what is kept is used again.
+    assert first - before < 192 * 2**20
+    assert second - first < 64 * 2**20
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,10 +39,16 @@ class Ended:
     reply: bytes = b""
 
 
-def called(address: str, credentials: grpc.ChannelCredentials, method: str, request: bytes = b"") -> Ended:
+def called(
+    address: str,
+    credentials: grpc.ChannelCredentials,
+    method: str,
+    request: bytes = b"",
+    metadata: Sequence[tuple[str, str]] = (),
+) -> Ended:
     """One call, of one message, to a method of any shape."""
     with grpc.secure_channel(address, credentials, _UNLIMITED) as channel:
-        call = channel.unary_stream(method)(request, timeout=LONG)
+        call = channel.unary_stream(method)(request, timeout=LONG, metadata=metadata)
         replies: list[bytes] = []
         with contextlib.suppress(grpc.RpcError):
             replies += call
