@@ -32,5 +32,5 @@ def read_orders(path: Path) -> Orders:
         told = json.loads(path.read_bytes()) if path.exists() else {}
         withdrawn = tuple(str(run) for run in told.get("withdrawn", ()))
         return Orders(bool(told.get("is_paused", False)), withdrawn[-MOST_WITHDRAWN:])
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         raise UsageError(f"{path}: not what privet wrote", "remove it: the node then is not paused") from None

@@ -119,6 +119,27 @@ def test_request_that_comes_again_is_not_carried_out_again_while_it_is_worked_on
     assert len(party.asked) == 1
 
 
+def test_request_that_could_not_be_taken_ends_no_connection_and_keeps_no_node_waiting(
+    server: Server, join: Join, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Held):
+        def take(self, asked: Asked) -> None:
+            super().take(asked)
+            if len(self.asked) == 1:
+                raise RuntimeError("no thread can be started")
+
+    party = Failing()
+    node = join(party)
+    ask(server, config(1))
+    wait_for(lambda: "a request could not be taken" in caplog.text, "it is logged")
+    assert node.link.is_idle
+    answers = ask(server, config(2))
+    wait_for(lambda: len(party.asked) == 2, "the second request")
+    party.answer()
+    assert config(2) in [reply.content for reply in answers]
+    assert [state for state, _ in party.states] == ["connected"]
+
+
 def test_answer_that_nobody_waits_for_is_not_kept(server: Server, join: Join) -> None:
     """A server that was restarted knows nothing of it: a small one too, or a graceful end would wait for it."""
     party = Held()

@@ -23,6 +23,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
     "flwr": (
         "client/app.py",
         "client/app_worker.py",
+        "client/describer.py",
         "client/flower_app.py",
         "client/link.py",
         "client/metrics.py",
@@ -30,6 +31,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "client/seat.py",
         "client/session.py",
         "client/teller.py",
+        "client/trained_run.py",
         "server/app.py",
         "server/app_grid.py",
         "server/app_run.py",
