@@ -462,6 +462,26 @@ def test_room_goes_to_answers_in_the_order_in_which_they_were_announced(connect:
     del blocking
 
 
+def test_answer_with_a_wrong_digest_is_none_and_its_room_is_free_again(connect: Connect, ask: Ask) -> None:
+    liar, honest = connect("liar").welcomed(), connect("honest").welcomed()
+    content = arrays_of(CHUNK_BYTES)  # as large as the room
+    waiting = ask(liar, content)
+    header, _ = liar.asked()
+    outgoing = liar.answer_to(header, content)
+    liar.send(outgoing.header_frame)
+    liar.expect("grant")
+    *chunks, _ = outgoing.body_frames()
+    for chunk in chunks:
+        liar.send(chunk)
+    liar.send(pb.Frame(end=pb.End(sha256=hashlib.sha256().digest())))
+    assert "SHA-256" in liar.ended().details
+    answers = ask(honest, content)
+    header, _ = honest.asked()
+    honest.answer(header, content)
+    assert next(answers).content == content
+    del waiting
+
+
 def assert_goes_on(ask: Ask, node: RawNode) -> None:
     """The stream is good for another request."""
     answers = ask(node, SMALL, "run-9")
