@@ -4,14 +4,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-slow check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/run.stamp
 	$(BIN)/privet simulate --compare
 
 test: .venv/dev.stamp
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
+
+# Kills, cuts and floods that take their time; CI runs these too.
+test-slow: .venv/dev.stamp
+	$(BIN)/pytest -m slow
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
