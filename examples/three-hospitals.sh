@@ -66,4 +66,4 @@ as st-marys budget show
 as coordinator audit witness st-marys -o "$folder/st-marys-witness.jsonl"
 as st-marys audit key > "$folder/st-marys-key"
 as st-marys audit ledger "$folder/st-marys/ledger.sqlite" --key "$folder/st-marys-key" \
-    --witness "$folder/st-marys-witness.jsonl"
+    --witness "$folder/st-marys-witness.jsonl" --root "$folder/st-marys/identity/root.pem"
