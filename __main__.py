@@ -20,8 +20,8 @@ from .privacy.cli import plan_app
 from .privacy.errors import PlanError, PrivetError
 from .server.federation_cli import federation_app, invite, revoke
 from .server.nodes_cli import list_nodes
-from .server.serve_cli import serve
 from .server.run_cli import run_app
+from .server.serve_cli import serve
 from .simulations.cli import simulate
 
 _USAGE, _FAILED = 2, 1
