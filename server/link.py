@@ -138,7 +138,15 @@ class Hub:
 
     def forget(self, ids: Iterable[bytes]) -> None:
         """Nobody waits for these any more."""
-        self._loop.call_soon_threadsafe(self._forget, list(ids))
+        self.let_go(partial(self._forget, list(ids)))
+
+    def let_go(self, of_what: Callable[[], None]) -> None:
+        """Have the loop let go of something. Where the server has stopped, all is let go of."""
+        try:
+            self._loop.call_soon_threadsafe(of_what)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
 
     # ---- streams ----
 

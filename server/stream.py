@@ -326,9 +326,8 @@ class NodeStream:
 
     def _releasing(self, body: "_Body") -> "Any":
         """Puts the body's bytes back, once, from any thread."""
-        loop, release = asyncio.get_running_loop(), body.release
-        body.release = None
-        return (lambda: loop.call_soon_threadsafe(release)) if release else (lambda: None)
+        release, body.release = body.release, None
+        return (lambda: self._hub.let_go(release)) if release else (lambda: None)
 
     async def _is_witnessed(self, ask: Ask, message: Message) -> bool:
         """Countersign the head of the ledger that the answer brings; one that must bring it and does not, is none."""

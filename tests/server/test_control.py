@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from control_server import Office, serving
-from fake_nodes import FakeNode
+from fake_nodes import FakeNode, update_of
 from privet.privacy.channel import privet_pb2 as pb
 from privet.privacy.channel.control_client import ControlClient, ControlError, UnreachableError, printable
 from privet.privacy.channel.dial import dial
@@ -145,18 +145,23 @@ def test_submitted_run_is_followed_to_its_end_and_its_model_is_fetched(
 
 
 def test_answers_are_told_in_passing_while_a_round_goes_on(tmp_path: Path, make_plan: MakePlan) -> None:
-    heard, go_on = threading.Event(), threading.Event()
+    followed, heard, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def train_when_followed(model: Any, *_: object) -> Any:
+        assert followed.wait(PATIENCE)
+        return update_of(model)
 
     def train_late(model: Any, *_: object) -> Any:
         assert go_on.wait(PATIENCE)
         return "task-failed"
 
-    nodes = [*three()[:2], FakeNode("node-3", train=train_late)]
+    nodes = [three()[0], FakeNode("node-2", train=train_when_followed), FakeNode("node-3", train=train_late)]
     with serving(Office(tmp_path, grid=lambda: LocalRunGrid(nodes))) as office:
         alice = office.client(office.member("alice"))
         hand_in(office, make_plan("run.rounds=1", "run.spare-rounds=0"))
         found: list[dict[str, Any]] = []
         for view in alice.watch("run-1", follow=True):
+            followed.set()
             found.append(view.get("notice", {}))
             if found[-1].get("kind") == "answer":
                 heard.set()

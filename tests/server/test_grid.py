@@ -262,3 +262,18 @@ def test_message_that_the_channel_does_not_carry_is_the_runs_error(server: Serve
     grid = grid_of(server)
     with pytest.raises(ChannelError):
         grid.send_and_receive(asks(grid, RecordDict({"config": ConfigRecord({"x": 2**70})})))
+
+
+def test_answers_that_nobody_read_are_let_go_after_the_server_has_stopped(tmp_path: Path) -> None:
+    """A run's thread may drop what it was reading when the server is gone: nothing is left to say it to."""
+    with serving() as server:
+        first = Institution(server.authority.member(tmp_path, "a", server.address), EchoParty(echo, {"digits": "1"}))
+        second = Institution(server.authority.member(tmp_path, "b", server.address), EchoParty(echo, {"digits": "1"}))
+        wait_for(lambda: len(server.hub.nodes()) == 2, "both are there")
+        grid = grid_of(server)
+        answers = grid.send_and_receive(asks(grid))
+        assert next(answers).content is not None
+        first.stop()
+        second.stop()
+    answers.close()  # type: ignore[attr-defined]
+    assert list(answers) == []
