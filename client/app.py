@@ -9,6 +9,7 @@ from typing import Literal
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from ..privacy.budget.decisions import DeniedError
 from ..privacy.budget.witness import Countersigned, head_text, read_countersigned
 from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters, to_record
@@ -54,7 +55,13 @@ def _answered(node: Node, handler: Handler, message: Message) -> Message:
         return Message(handler(node, message), reply_to=message)
     except RefusedError as refusal:
         log.warning("node %s: %s: %s", node.name, refusal.code, refusal.message)
-        return Message(Error(words.REFUSED, refusal.code.value), reply_to=message)
+        return Message(Error(words.REFUSED, reason_of(refusal)), reply_to=message)
+
+
+def reason_of(refusal: RefusedError) -> str:
+    """What leaves of a refusal: its code, and what the institution discloses of its policy's decision."""
+    disclosed = refusal.disclosed if isinstance(refusal, DeniedError) else ""
+    return f"{refusal.code.value}: {disclosed}" if disclosed else refusal.code.value
 
 
 def _describe(node: Node, message: Message) -> RecordDict:

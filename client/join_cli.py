@@ -9,17 +9,17 @@ from typing import Annotated
 import typer
 
 from ..privacy.budget.options import AsJson, PassphraseFile
-from ..privacy.channel.files import FOLDER_OWNER_ONLY, write_whole
+from ..privacy.channel.files import FOLDER_OWNER_ONLY, OWNER_ONLY, write_whole
 from ..privacy.channel.identities import Role
 from ..privacy.channel.member import IDENTITY
 from ..privacy.channel.token import LONGEST_TOKEN, Token
 from ..privacy.errors import ChannelError, UsageError
 from ..privacy.home import Home, passphrase_from
+from ..privacy.policy.policy_file import default_policy
 
-NODE_FILE = "node.toml"
 _TEMPLATE = Path(__file__).parent / "node.toml.tmpl"
 _NEXT = {
-    Role.NODE: "privet dataset add, then privet node",
+    Role.NODE: "privet dataset add, privet policy allow, then privet node",
     Role.OPERATOR: "privet run submit PLAN",
     Role.AUDITOR: "privet run list",
 }
@@ -33,7 +33,8 @@ def join(
 ) -> None:
     """Join a federation with a token from its coordinator.
 
-    The key is made here and never leaves. Nothing is offered until privet dataset add.
+    The key is made here and never leaves. Nothing is offered until privet dataset add, and nothing is permitted until
+    privet policy allow.
     """
     from .join import join as join_federation
     from .preflight import preflight
@@ -45,8 +46,10 @@ def join(
     home.root.mkdir(mode=FOLDER_OWNER_ONLY, parents=True, exist_ok=True)
     joined = join_federation(invitation, home.root / IDENTITY, passphrase)
     member = joined.member
-    if member.identity.role is Role.NODE and not (home.root / NODE_FILE).exists():
-        write_whole(home.root / NODE_FILE, _TEMPLATE.read_bytes())
+    if member.identity.role is Role.NODE and not home.settings.exists():
+        write_whole(home.settings, _TEMPLATE.read_bytes())
+    if member.identity.role is Role.NODE and not home.policy.exists():
+        write_whole(home.policy, default_policy("node").encode(), OWNER_ONLY)
     checks = list(preflight(joined, home.root))
     if as_json:
         print(

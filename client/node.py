@@ -1,7 +1,7 @@
 """Node: the story of a request inside an institution, from top to bottom.
 
     receive -> is it ours? -> who signed it? -> is it whole? -> is our ledger the newest?
-            -> charge -> begin -> train -> keep -> answer
+            -> policy, charge -> policy, begin -> train -> policy, keep -> answer
 
 Nothing before `begin` touches a record. What leaves is an Answer, or one code of a closed list; why a request was
 refused or failed stays in the local log and ledger.
@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from ..privacy.budget.book import DeclaredDataset
+from ..privacy.budget.decisions import Cohort
 from ..privacy.budget.guard import Attempt, Guard, Standing
 from ..privacy.budget.ledger import Clock, Entry, system_clock
 from ..privacy.budget.signer import Signer
@@ -39,7 +40,8 @@ log = logging.getLogger("privet.node")
 class Request:
     """What a server asks of a node; `parameters` to train and to evaluate. `witnessed`: the head it countersigned last.
 
-    `signature`, `certificates`: of the operator, over `submission`; empty in a simulation.
+    `signature`, `certificates`: of the operator, over `submission`; empty in a simulation. `cohort`: with whom, and
+    what shows that they take part (cohort.py); empty where the server says nothing.
     """
 
     stage: Literal["describe", "initial", "train", "evaluate"]
@@ -50,6 +52,7 @@ class Request:
     witnessed: Countersigned | None = None
     signature: bytes = b""
     certificates: bytes = b""
+    cohort: bytes = b""
 
 
 class Trainer(Protocol):
@@ -93,8 +96,8 @@ class Node:
         clock: Clock = system_clock,
         operators: Operators | None = None,
     ) -> None:
-        if operators is None and guard.is_deployment:
-            raise ValueError("a deployment's node carries out what operators signed, and nothing else")
+        if guard.is_deployment and (operators is None or not guard.asks_policy):
+            raise ValueError("a deployment's node carries out what operators signed and its policy permits, no more")
         self.name = name
         self._operators = operators
         self._source = source
@@ -125,26 +128,28 @@ class Node:
         signer = self._signer(submission, request, now)
         trainer = self._trainer(submission)
         if request.stage == "initial":
+            self._guard.consider(submission, now, signer)
             return Answer(trainer.initial())
         attempt = _attempt(request, submission)
         _check_parameters(request, trainer)
         if request.witnessed is not None:
             self._guard.check_witnessed(request.witnessed)
+        cohort = self._cohort_of(request, submission, now)
         self._guard.admit(submission, now, signer)
-        kept = self._guard.begin(submission, attempt, request.witnessed)
+        kept = self._guard.begin(submission, attempt, request.witnessed, cohort)
         if kept is not None:
+            self._guard.check_release(submission, attempt, cohort)
             return self._kept_answer(submission, attempt, kept)
         answer = self._carry_out(trainer, request, self._draws(submission, attempt))
         answer_hash = self._answers.keep(submission.run_id, attempt, answer)
-        self._guard.answered(submission, attempt, answer_hash, trainer.done())
+        self._guard.answered(submission, attempt, answer_hash, trainer.done(), cohort)
         return answer
 
     def consider(self, request: Request) -> None:
         """Say beforehand what `answer` would: raise RefusedError for what will not be admitted. Charges nothing."""
         submission, now = self._received(request), self._clock()
         self._check_ours(submission)
-        self._signer(submission, request, now)
-        self._guard.consider(submission, now)
+        self._guard.consider(submission, now, self._signer(submission, request, now))
 
     def prepare(self, content: bytes) -> None:
         """Make ready to train what is submitted; no record is read. Raises PrivetError where that fails."""
@@ -181,6 +186,10 @@ class Node:
         except RefusedError as refusal:
             self._guard.record(submission, refusal)
             raise
+
+    def _cohort_of(self, request: Request, submission: Submission, now: datetime) -> Cohort:
+        """With whom: what this node can check of it."""
+        return Cohort()
 
     def _trainer(self, submission: Submission) -> Trainer:
         if submission.hash not in self._trainers:

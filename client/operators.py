@@ -18,6 +18,7 @@ from pathlib import Path
 from ..privacy.budget.accounts import AccountBook
 from ..privacy.budget.app_runs import admit_app
 from ..privacy.budget.book import KnownSigner
+from ..privacy.budget.decisions import Decide
 from ..privacy.budget.refusals import record_refusal
 from ..privacy.budget.signer import TRUST_IN_WORDS, Signer, Trust
 from ..privacy.channel.files import write_whole
@@ -72,7 +73,12 @@ class Operators:
         return None
 
     def admit_app(
-        self, accounts: AccountBook, submission: AppSubmission, signed: SignedSubmission, now: datetime
+        self,
+        accounts: AccountBook,
+        submission: AppSubmission,
+        signed: SignedSubmission,
+        now: datetime,
+        decide: Decide | None = None,
     ) -> str:
         """Enter the run of a Flower app that the institution allowed; give the fingerprint of the key that signed it.
 
@@ -84,7 +90,7 @@ class Operators:
         except RefusedError as refusal:
             record_refusal(accounts, submission, refusal)
             raise
-        admit_app(accounts, submission, now, signer)
+        admit_app(accounts, submission, now, signer, decide)
         return accounts.book.signers[submission.run_id].key_fingerprint
 
     def admitted(self, signed: SignedSubmission, now: datetime) -> Signer:
@@ -98,6 +104,7 @@ class Operators:
             certificates=signed.certificates,
             trust=self._trust_in(operator),
             checked=now,
+            certified=operator.certificate.not_before,
         )
 
     def check_not_revoked(self, key_fingerprint: str) -> None:

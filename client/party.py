@@ -28,6 +28,7 @@ from ..privacy.channel.member import Member
 from ..privacy.errors import PrivetError, Refusal, RefusedError
 from ..privacy.home import Home
 from ..privacy.plan_app import AppSubmission
+from ..privacy.policy.policy_file import PolicyFile
 from ..privacy.signed import SignedSubmission
 from .answers import Answers
 from .app_worker import AppReference, AppWorker
@@ -36,6 +37,7 @@ from .link import Asked, Presence
 from .node import Node
 from .offers import Offers
 from .operators import Operators
+from .policy import NodePolicy
 from .seat import Seat, Served, Work, refusal, refused
 from .settings import AppSettings, NodeSettings
 from .state import Orders, read_orders
@@ -64,6 +66,7 @@ class NodeParty:
         self.operators = Operators(
             member.root, member.identity.federation, lambda: self.settings.operators, home.root / "denied-keys.json"
         )
+        self._policy = NodePolicy(PolicyFile(home.policy), lambda: self.settings)
         self._worker_settings = _worker_settings(self.settings, home.logs)
         self._workers = Workers(self._worker_settings)
         self._offers = Offers()
@@ -245,7 +248,7 @@ class NodeParty:
         accounts = self._open_book()
         if accounts is None:
             raise RefusedError(Refusal.UNKNOWN_DATASET, "no data set was declared here", "privet dataset add")
-        guard = Guard(accounts, dataset)
+        guard = Guard(accounts, dataset, self._policy)
         with contextlib.ExitStack() as opened:
             opened.callback(guard.close)
             source = Path(guard.dataset.path)
@@ -270,7 +273,7 @@ class NodeParty:
                 "privet dataset add",
             )
         with contextlib.closing(accounts.ledger):
-            key_fingerprint = self.operators.admit_app(accounts, submission, signed, system_clock())
+            key_fingerprint = self.operators.admit_app(accounts, submission, signed, system_clock(), self._policy)
 
         def check() -> None:
             self.operators.check_not_revoked(key_fingerprint)

@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Error, Message
 
 from ..privacy.channel import words
 from ..privacy.errors import PrivetError, Refusal, RefusedError
+from .app import reason_of
 from .link import Asked
 
 log = logging.getLogger("privet.node")
@@ -156,9 +157,9 @@ def replied(message: Message, run_id: str, answer: Callable[[Message], Message])
 
 
 def refused(message: Message, refusal: RefusedError, run_id: str) -> Message:
-    """The reply that names the refusal's code, and nothing else of it."""
+    """The reply that names the refusal's code, and what the institution discloses of it."""
     log.warning("run %s: %s: %s", run_id, refusal.code, refusal.message)
-    return Message(Error(words.REFUSED, refusal.code.value), reply_to=message)
+    return Message(Error(words.REFUSED, reason_of(refusal)), reply_to=message)
 
 
 def refusal(code: Refusal, why: str) -> RefusedError:

@@ -9,14 +9,24 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    ValidationError,
+)
 
 from ..privacy.channel.files import OWNER_ONLY, write_whole
 from ..privacy.errors import UsageError
 from ..privacy.plan import MOST_OPTIONS, NAME_PATTERN, Name, OptionName, OptionValue, Section
 from ..privacy.plan_app import REFERENCE_PATTERN, Reference
+from ..privacy.policy.moments import zone_of
 from ..privacy.toml_file import key_text, problems_of, with_key
 
 # A page of text; anything larger was not written by a person.
@@ -24,6 +34,15 @@ SETTINGS_BYTES = 64 * 1024
 MOST_THREADS = 1024
 _MEMORY = re.compile(r"([1-9]\d{0,6}) ?(MiB|GiB)", re.ASCII)
 _UNITS = {"MiB": 2**20, "GiB": 2**30}
+
+
+def _known_zone(name: str) -> str:
+    try:
+        zone_of(name)
+    except UsageError as error:
+        raise ValueError(error.message) from None
+    return name
+
 
 Fingerprint = Annotated[StrictStr, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -49,14 +68,29 @@ class NodeSection(Section):
         return int(found[1]) * _UNITS[found[2]] if found else None
 
 
+class PolicySection(Section):
+    """How the policy is asked (policy.cedar). `disclose`: what an operator is told of a denial beside its code.
+
+    `time-zone`: of the weekday and the hour that a rule may speak of; the machine's own where it is not given.
+    """
+
+    disclose: Literal["full", "rule", "none"] = "rule"
+    time_zone: Annotated[StrictStr, Field(max_length=64), AfterValidator(_known_zone)] | None = None
+
+
 class NodeSettings(BaseModel):
-    """What node.toml says. `operators`: the fingerprint of each pinned operator's key, by name."""
+    """What node.toml says. `operators`, `peers`: the fingerprint of each pinned key, by name.
+
+    `peers`: the other institutions whose nodes count towards a cohort.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     operators: dict[Name, Fingerprint] = Field(default_factory=dict)
+    peers: dict[Name, Fingerprint] = Field(default_factory=dict)
     apps: dict[Name, AppSettings] = Field(default_factory=dict)
     node: NodeSection = NodeSection()
+    policy: PolicySection = PolicySection()
 
     @classmethod
     def read(cls, path: Path) -> Self:

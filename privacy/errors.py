@@ -3,6 +3,7 @@
     PrivetError                    exit 1   something failed; `.remedy` says what to do next
     ├── UsageError                 exit 2   what was asked for cannot be meant
     │   ├── PlanError                       a plan that is not one: `.problems`, a line each
+    │   ├── PolicyError                     a policy that does not validate: `.problems`, a line each
     │   └── TaskError                       a task that is unknown, or unfit to be trained privately
     ├── RefusedError               exit 3   an institution's rules say no: `.code`
     ├── BudgetError                exit 2   an account or data set that cannot be opened or changed so
@@ -47,6 +48,14 @@ class PlanError(UsageError):
         self.problems = tuple(problems)
 
 
+class PolicyError(UsageError):
+    """A policy that cannot be read, or speaks of what there is not."""
+
+    def __init__(self, problems: Sequence[str], remedy: str) -> None:
+        super().__init__("; ".join(problems), remedy)
+        self.problems = tuple(problems)
+
+
 class TaskError(UsageError):
     """A task that is unknown, fails, or is unfit to be trained privately."""
 
@@ -63,6 +72,9 @@ class Refusal(StrEnum):
     APP_NOT_ALLOWED = "app-not-allowed"
     PAUSED = "paused"
     WITHDRAWN = "withdrawn"
+    POLICY_DENIED = "policy-denied"
+    APPROVAL_PENDING = "approval-pending"
+    APPROVAL_REFUSED = "approval-refused"
     NOT_VALID_NOW = "not-valid-now"
     OTHER_SUBMISSION = "other-submission"
     UNIT_NOT_OFFERED = "unit-not-offered"

@@ -58,6 +58,11 @@ class Home:
         return self.root / "node.toml"
 
     @property
+    def policy(self) -> Path:
+        """What it lets be done with its data."""
+        return self.root / "policy.cedar"
+
+    @property
     def orders(self) -> Path:
         """What it told the node by commands: paused, withdrawn runs."""
         return self.root / "node-orders.json"

@@ -97,6 +97,7 @@ class RunSection(Section):
     name: Name
     task: Name
     dataset: Name | None = None
+    project: Name | None = None
     seed: Annotated[StrictInt, Field(ge=0, le=LARGEST_INTEGER)] = 0
     rounds: Annotated[StrictInt, Field(ge=1, le=MOST_ROUNDS)]
     spare_rounds: Annotated[StrictInt, Field(ge=0, le=MOST_ROUNDS)] = 0

@@ -28,17 +28,24 @@ class Charge:
     events: Events
 
 
-def weighed(submission: Submission, dataset: DeclaredDataset, account: Account, now: datetime) -> Charge:
-    """What the submission costs the account; raise RefusedError where it may not be admitted."""
+def cost_of(submission: Submission, account: Account, now: datetime) -> Charge:
+    """What the submission costs the account; raise RefusedError where it is not valid now."""
     plan, claim = submission.plan, submission.claim
     _check_time(submission, now)
+    if claim is None or plan.privacy.delta is None:
+        return Charge(INFINITE, Decimal(1), Decimal(0), ())
+    return _charge(plan, claim, plan.privacy.delta, account)
+
+
+def check_charge(submission: Submission, dataset: DeclaredDataset, account: Account, charge: Charge) -> None:
+    """Raise RefusedError where the account does not admit the submission at this cost."""
+    plan, claim = submission.plan, submission.claim
     if account.is_closed:
         raise RefusedError(Refusal.ACCOUNT_CLOSED, f"account {account.name} is closed", "use another data set")
     _check_unit(plan, account)
     if claim is None or plan.privacy.delta is None:
-        return Charge(INFINITE, Decimal(1), Decimal(0), ())
+        return
     _check_delta(plan.privacy.delta, dataset.declared_size)
-    charge = _charge(plan, claim, plan.privacy.delta, account)
     if charge.epsilon > Decimal(repr(claim.epsilon)):  # the decimal that the submission shows, not its double
         raise RefusedError(
             Refusal.EPSILON_ABOVE_CLAIM,
@@ -46,6 +53,12 @@ def weighed(submission: Submission, dataset: DeclaredDataset, account: Account, 
             "submit the plan again with a noise multiplier that keeps the claim",
         )
     _check_budget(account, charge)
+
+
+def weighed(submission: Submission, dataset: DeclaredDataset, account: Account, now: datetime) -> Charge:
+    """What the submission costs the account; raise RefusedError where it may not be admitted."""
+    charge = cost_of(submission, account, now)
+    check_charge(submission, dataset, account, charge)
     return charge
 
 

@@ -8,20 +8,32 @@ from datetime import datetime
 from ..errors import Refusal, RefusedError
 from ..plan_app import AppSubmission
 from .accounts import AccountBook
+from .decisions import Asker, Case, Decide
 from .refusals import record_refusal
 from .signer import Signer
 
 
-def admit_app(accounts: AccountBook, submission: AppSubmission, now: datetime, signer: Signer | None = None) -> None:
+def admit_app(
+    accounts: AccountBook,
+    submission: AppSubmission,
+    now: datetime,
+    signer: Signer | None = None,
+    decide: Decide | None = None,
+) -> None:
     """Enter that the app is run, once; raise RefusedError and change nothing but the record of it.
 
-    `signer`: who signed the submission; None in a simulation. That the institution allowed the app was checked before.
+    `signer`: who signed the submission; None in a simulation. `decide`: asks the institution's policy. That the
+    institution allowed the app by name was checked before.
     """
     try:
         with accounts.transaction() as book:
             known = "another submission" if submission.run_id in book.runs else book.apps.get(submission.run_id)
             if known is None:
                 _check_time(submission, now)
+                if decide is not None:
+                    asker = signer.asker if signer else Asker(submission.body.operator, "")
+                    for kind, body in decide(Case(submission, "runApp", asker, now, book)).entries():
+                        accounts.ledger.append(kind, body)
                 if signer is not None:
                     accounts.ledger.append("operator", signer.body(submission))
                 accounts.ledger.append("app", _body(submission))

@@ -47,6 +47,14 @@ class Account:
             return renyi_epsilon(self.spent_divergence, self.delta, self.alpha)
         return self.spent_epsilon
 
+    def epsilon_after(self, epsilon: Decimal, divergence: Decimal) -> Decimal:
+        """What will have been charged with one more charge, as `epsilon_spent` says it."""
+        if self.is_void or not epsilon.is_finite():
+            return INFINITE
+        if self.filter == "renyi" and self.alpha is not None:
+            return renyi_epsilon(self.spent_divergence + divergence, self.delta, self.alpha)
+        return self.spent_epsilon + epsilon
+
     @property
     def epsilon_left(self) -> Decimal:
         """What may still be charged: exact for additive, indicative for renyi."""
@@ -76,6 +84,7 @@ class RunCharge:
     delta: Decimal
     divergence: Decimal
     expires: str
+    project: str = ""
     is_released: bool = False
     is_recovered: bool = False
     begun: dict[Key, str] = field(default_factory=dict)
@@ -96,8 +105,24 @@ class KnownSigner:
     key_fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A submission that waits for a person. `roles`: whose approval it needs; `plan`: its canonical text."""
+
+    run: str
+    submission: str
+    operator: str
+    roles: tuple[str, ...]
+    plan: str
+    since: str
+
+
 class Book:
-    """Accounts, data sets and charges, by name. `signers` and `apps` (the submission's hash): by run."""
+    """Accounts, data sets and charges, by name. `signers` and `apps` (the submission's hash): by run.
+
+    `facts`: what was known when a run was admitted, by run; `policies`: hashes of all that ever decided;
+    `approvals`: what each role said of a submission, by its hash; `pending`: by run.
+    """
 
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}
@@ -108,13 +133,19 @@ class Book:
         self.witnessed = 0  # the highest number that a server countersigned
         self.signers: dict[str, KnownSigner] = {}
         self.apps: dict[str, str] = {}
+        self.facts: dict[str, str] = {}
+        self.policies: set[str] = set()
+        self.approvals: dict[str, dict[str, str]] = {}
+        self.pending: dict[str, Pending] = {}
         self.refused: set[Refused] = set()  # of one day, the newest that something was refused on
         self._refused_on = ""
 
     def apply(self, kind: str, content: Mapping[str, Any], time: str = "") -> None:
         """Add one entry's meaning. Unknown kinds are records of something else, and change nothing here."""
         if kind == "refused":
-            self._refuse(content, time[:10])
+            self._refuse(content["run"], content["submission"], content["code"], time[:10])
+        if kind == "decision":
+            self._decide(content, time)
         fold = _FOLDS.get(kind)
         if fold is not None:
             fold(self, content)
@@ -128,10 +159,24 @@ class Book:
         """What was refused on a day, the newest that there is; nothing for any other."""
         return self.refused if day == self._refused_on else ()
 
-    def _refuse(self, content: Mapping[str, Any], day: str) -> None:
+    def _refuse(self, run: str, submission: str, code: str, day: str) -> None:
         if day != self._refused_on:
             self._refused_on, self.refused = day, set()
-        self.refused.add((content["run"], content["submission"], content["code"]))
+        self.refused.add((run, submission, code))
+
+    def _decide(self, content: Mapping[str, Any], time: str) -> None:
+        run, verdict = content["run"], content["verdict"]
+        if verdict != "permitted":
+            self._refuse(run, content["submission"], refused_as(content), time[:10])
+        elif content["action"] in _ADMISSIONS:
+            self.facts.setdefault(run, content["facts"])
+        if verdict == "pending":
+            roles = tuple(content["approvals"].split())
+            self.pending[run] = Pending(
+                run, content["submission"], content["operator"], roles, content["plan"], since=time
+            )
+        elif content["action"] in _ADMISSIONS:
+            self.pending.pop(run, None)
 
     def dump(self) -> str:
         """Everything, as JSON; `load` reads it back."""
@@ -148,6 +193,10 @@ class Book:
                 "witnessed": self.witnessed,
                 "signers": [asdict(signer) for signer in self.signers.values()],
                 "apps": self.apps,
+                "facts": self.facts,
+                "policies": sorted(self.policies),
+                "approvals": self.approvals,
+                "pending": [asdict(pending) for pending in self.pending.values()],
                 "refused": sorted(self.refused),
                 "refused_on": self._refused_on,
             },
@@ -173,6 +222,11 @@ class Book:
         # Snapshots of a ledger without signatures have none of these.
         book.signers = {signer["run"]: KnownSigner(**signer) for signer in told.get("signers", ())}
         book.apps = dict(told.get("apps", {}))
+        book.facts = dict(told.get("facts", {}))
+        book.policies = set(told.get("policies", ()))
+        book.approvals = {submission: dict(said) for submission, said in told.get("approvals", {}).items()}
+        for pending in told.get("pending", ()):
+            book.pending[pending["run"]] = Pending(**{**pending, "roles": tuple(pending["roles"])})
         book.refused = {(run, submission, code) for run, submission, code in told.get("refused", ())}
         book._refused_on = told.get("refused_on", "")
         return book
@@ -183,6 +237,14 @@ _AMOUNTS = ("epsilon", "delta", "spent_epsilon", "spent_delta", "spent_divergenc
 
 def _listed(entries: Mapping[Key, str]) -> list[tuple[str, int, int, str]]:
     return [(*key, value) for key, value in entries.items()]
+
+
+_ADMISSIONS = ("admit", "runApp")
+
+
+def refused_as(decision: Mapping[str, Any]) -> str:
+    """What makes one denial by the policy another than the next: the action, what decided, and the policy."""
+    return "/".join(decision[key] for key in ("action", "verdict", "rules", "policy"))
 
 
 def attempt_key(content: Mapping[str, Any]) -> Key:
@@ -246,9 +308,30 @@ def _charge(book: Book, content: Mapping[str, Any]) -> None:
         delta=Decimal(content["delta"]),
         divergence=Decimal(content["divergence"]),
         expires=content["expires"],
+        project=_project(content["plan"]),
     )
     book.runs[run.run] = run
     _spend(book.accounts[run.account], run, Decimal(1))
+
+
+def _project(plan: str) -> str:
+    """The project of a submission, as its canonical text has it."""
+    project: str = json.loads(plan)["plan"]["run"].get("project", "")
+    return project
+
+
+def _take_policy(book: Book, content: Mapping[str, Any]) -> None:
+    book.policies.add(content["hash"])
+
+
+def _approve(book: Book, content: Mapping[str, Any]) -> None:
+    """What a person said of a submission; the last word of each role counts."""
+    book.approvals.setdefault(content["submission"], {})[content["role"]] = content["verdict"]
+    pending = book.pending.get(content["run"])
+    if pending is not None and pending.submission == content["submission"]:
+        said = book.approvals[content["submission"]]
+        if "refused" in said.values() or all(said.get(role) == "approved" for role in pending.roles):
+            del book.pending[content["run"]]
 
 
 def _recover_charge(book: Book, content: Mapping[str, Any]) -> None:
@@ -296,6 +379,8 @@ _FOLDS = {
     "dataset-removed": _remove_dataset,
     "operator": _sign,
     "app": _run_app,
+    "policy": _take_policy,
+    "approval": _approve,
     "charge": _charge,
     "recovered-charge": _recover_charge,
     "recovered": _recover,

@@ -12,9 +12,13 @@ It stands before every touch of a record. The rules (DESIGN, section 8):
 8. The same attempt with the same bytes gets the kept answer; with other bytes it is refused.
 9. Begun attempts never exceed what was charged.
 10. Who signed the submission is entered with the charge, right before it. A simulation has no signatures.
+11. Where the institution has a policy, it is asked before a charge, before each attempt and before each answer leaves;
+    what it said is entered in the same step (decisions.py). It is asked before the account: a plan that the policy
+    forbids learns nothing of what is left.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -25,9 +29,10 @@ from ..plan import Plan
 from ..submission import Submission
 from .accounting import ACCOUNTANT, epsilon_of, rounded_up
 from .accounts import AccountBook
-from .admission import Charge, weighed
+from .admission import Charge, check_charge, cost_of, weighed
 from .book import DeclaredDataset, KnownSigner, RunCharge
 from .charge import executed_events
+from .decisions import Action, Asker, Body, Case, Cohort, Decide
 from .events import RELATION
 from .ledger import Entry
 from .refusals import record_refusal
@@ -36,6 +41,7 @@ from .witness import Countersigned, Head
 
 Stage = Literal["train", "evaluate"]
 _STAGES: tuple[Stage, ...] = ("train", "evaluate")
+_RELEASES: Mapping[Stage, Action] = {"train": "releaseUpdate", "evaluate": "releaseMetric"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +80,12 @@ class Standing:
 class Guard:
     """The guard of one declared data set."""
 
-    def __init__(self, accounts: AccountBook, dataset: str) -> None:
+    def __init__(self, accounts: AccountBook, dataset: str, decide: Decide | None = None) -> None:
+        """`decide`: asks the institution's policy. Without it nobody is asked; a deployment's node has one."""
         self._accounts = accounts
         self._ledger = accounts.ledger
         self._dataset = dataset
+        self._decide = decide
 
     @property
     def dataset(self) -> DeclaredDataset:
@@ -94,6 +102,11 @@ class Guard:
         """Whether the ledger is of an institution's own records, and not of a simulation."""
         return self._ledger.is_deployment
 
+    @property
+    def asks_policy(self) -> bool:
+        """Whether a policy is asked."""
+        return self._decide is not None
+
     def signer_of(self, submission: Submission) -> KnownSigner | None:
         """Who signed it, as the ledger says; None where it was not admitted."""
         return self._accounts.catch_up().signer_of(submission.run_id, submission.hash)
@@ -103,79 +116,83 @@ class Guard:
 
         `signer`: who signed it; None in a simulation, and where the submission was admitted before.
         """
-        try:
-            with self._accounts.transaction():
-                self._accounts.catch_up()
-                run = self._admitted(submission)
-                if run is None:
-                    self._release_expired(now)
-                    charge = self.weigh(submission, now)
-                    if signer is not None:
-                        self._ledger.append("operator", signer.body(submission))
-                    self._ledger.append("charge", _charge_body(submission, self.dataset, charge))
-        except RefusedError as refusal:
-            self.record(submission, refusal)
-            raise
-        finally:
+        with self._refusals(submission), self._accounts.transaction():
             self._accounts.catch_up()
+            run = self._admitted(submission)
+            if run is None:
+                self._release_expired(now)
+                charge = self._weigh_and_enter(submission, now, signer)
+                if signer is not None:
+                    self._ledger.append("operator", signer.body(submission))
+                self._ledger.append("charge", _charge_body(submission, self.dataset, charge))
         self._accounts.note_progress()
 
-    def consider(self, submission: Submission, now: datetime) -> None:
+    def consider(self, submission: Submission, now: datetime, signer: Signer | None = None) -> None:
         """Raise RefusedError where `admit` would, and enter that; charge nothing."""
-        try:
-            with self._accounts.transaction():
-                self._accounts.catch_up()
-                if self._admitted(submission) is None:
-                    self._release_expired(now)
-                    self.weigh(submission, now)
-        except RefusedError as refusal:
-            self.record(submission, refusal)
-            raise
-        finally:
+        with self._refusals(submission), self._accounts.transaction():
             self._accounts.catch_up()
+            if self._admitted(submission) is None:
+                self._release_expired(now)
+                self._weigh_and_enter(submission, now, signer, is_trial=True)
 
     def weigh(self, submission: Submission, now: datetime) -> Charge:
         """What the submission would cost; raise RefusedError where it would not be admitted. Changes nothing."""
         dataset = self.dataset
         return weighed(submission, dataset, self._accounts.book.accounts[dataset.account], now)
 
-    def begin(self, submission: Submission, attempt: Attempt, witnessed: Countersigned | None = None) -> str | None:
+    def begin(
+        self,
+        submission: Submission,
+        attempt: Attempt,
+        witnessed: Countersigned | None = None,
+        cohort: Cohort | None = None,
+    ) -> str | None:
         """Spend the attempt, durably; give the hash of its kept answer where it was answered before.
 
-        `witnessed`, checked before, is kept in the same step.
+        `witnessed`, checked before, is kept in the same step. `cohort`: with whom, for the policy.
         Raises RefusedError for an attempt that was spent without an answer, differs from the one that began, or lies
         beyond the charge; ValueError for a submission that was not admitted.
         """
-        try:
-            with self._accounts.transaction():
-                run = self._admitted(submission)
-                if run is None:
-                    raise ValueError(f"{submission.run_id} was not admitted")
-                if attempt.key in run.begun:
-                    return _kept(run, attempt)
-                _check_within_charge(run, submission.plan, attempt)
-                if witnessed is not None:
-                    self._append_witnessed(witnessed)
-                self._ledger.append("begin", _attempt_body(submission, attempt) | {"request": attempt.request_hash})
-        except RefusedError as refusal:
-            self.record(submission, refusal)
-            raise
-        finally:
-            self._accounts.catch_up()
+        with self._refusals(submission), self._accounts.transaction():
+            run = self._admitted(submission)
+            if run is None:
+                raise ValueError(f"{submission.run_id} was not admitted")
+            if attempt.key in run.begun:
+                return _kept(run, attempt)
+            _check_within_charge(run, submission.plan, attempt)
+            self._enter_decision(submission, attempt.stage, attempt, cohort)
+            if witnessed is not None:
+                self._append_witnessed(witnessed)
+            self._ledger.append("begin", _attempt_body(submission, attempt) | {"request": attempt.request_hash})
         return None
 
-    def answered(self, submission: Submission, attempt: Attempt, answer_hash: str, done: Mapping[str, str]) -> None:
+    def check_release(self, submission: Submission, attempt: Attempt, cohort: Cohort | None = None) -> None:
+        """Raise RefusedError where the policy does not let the answer to a begun attempt leave, and enter that."""
+        with self._refusals(submission):
+            self._accounts.catch_up()
+            self._decided(submission, _RELEASES[attempt.stage], attempt, cohort)
+
+    def answered(
+        self,
+        submission: Submission,
+        attempt: Attempt,
+        answer_hash: str,
+        done: Mapping[str, str],
+        cohort: Cohort | None = None,
+    ) -> None:
         """Record the durable answer to a begun attempt, once, before its first byte is sent.
+
+        Raises RefusedError where the policy does not let it leave: the attempt is spent then, and stays unanswered.
 
         `done`: what the trainer says that it did (noise multiplier, clip norm, sampling rate, steps) and with what
         (code hash, versions); the auditor compares it with the plan.
         """
-        with self._accounts.transaction():
+        with self._refusals(submission), self._accounts.transaction():
             run = self._admitted(submission)
             if run is None or run.begun.get(attempt.key) != attempt.request_hash or attempt.key in run.answered:
                 raise ValueError(f"{attempt.key} did not begin so, or was answered already")
+            self._enter_decision(submission, _RELEASES[attempt.stage], attempt, cohort)
             self._ledger.append("answer", dict(done) | _attempt_body(submission, attempt) | {"answer": answer_hash})
-        self._accounts.catch_up()
         self._accounts.note_progress()
 
     def standing(self, submission: Submission) -> Standing:
@@ -239,6 +256,51 @@ class Guard:
     def close(self) -> None:
         """Let go of the ledger."""
         self._ledger.close()
+
+    def _weigh_and_enter(
+        self, submission: Submission, now: datetime, signer: Signer | None, is_trial: bool = False
+    ) -> Charge:
+        """The cost, once policy and account admit it; the policy is asked first."""
+        dataset = self.dataset
+        account = self._accounts.book.accounts[dataset.account]
+        charge = cost_of(submission, account, now)
+        if self._decide is not None:
+            asker = signer.asker if signer else Asker(submission.body.operator, "")
+            case = Case(submission, "admit", asker, now, self._accounts.book, dataset, account, charge)
+            decided = self._decide(case)
+            for kind, body in () if is_trial else decided.entries():
+                self._ledger.append(kind, body)
+        check_charge(submission, dataset, account, charge)
+        return charge
+
+    def _enter_decision(self, submission: Submission, action: Action, attempt: Attempt, cohort: Cohort | None) -> None:
+        for kind, body in self._decided(submission, action, attempt, cohort):
+            self._ledger.append(kind, body)
+
+    def _decided(
+        self, submission: Submission, action: Action, attempt: Attempt, cohort: Cohort | None
+    ) -> Sequence[tuple[str, Body]]:
+        """What the policy says of an attempt of an admitted run, as it is entered; nothing where there is no policy."""
+        if self._decide is None:
+            return ()
+        book, now = self._accounts.book, self._ledger.now
+        known = book.signer_of(submission.run_id, submission.hash)
+        asker = Asker(submission.body.operator, known.key_fingerprint if known else "")
+        account = book.accounts[book.runs[submission.run_id].account]
+        where = (attempt.round, attempt.number)
+        case = Case(submission, action, asker, now, book, self.dataset, account, None, cohort or Cohort(), *where)
+        return self._decide(case).entries()
+
+    @contextlib.contextmanager
+    def _refusals(self, submission: Submission) -> Iterator[None]:
+        """What is refused inside is entered; the book is the newest afterwards."""
+        try:
+            yield
+        except RefusedError as refusal:
+            self.record(submission, refusal)
+            raise
+        finally:
+            self._accounts.catch_up()
 
     def _admitted(self, submission: Submission) -> RunCharge | None:
         run = self._accounts.book.runs.get(submission.run_id)

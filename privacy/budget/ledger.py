@@ -169,9 +169,14 @@ class Ledger:
         return opening is not None and opening.content.get("purpose") == "deployment"
 
     @property
+    def now(self) -> datetime:
+        """The time that an entry would have."""
+        return self._clock()
+
+    @property
     def today(self) -> str:
         """The day that an entry would be of, in UTC."""
-        return self._clock().astimezone(UTC).date().isoformat()
+        return self.now.astimezone(UTC).date().isoformat()
 
     def head(self) -> Entry | None:
         """The newest entry."""

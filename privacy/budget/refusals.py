@@ -7,12 +7,14 @@ again and again learns the code again and again, and the node's local log says t
 from ..errors import RefusedError
 from ..plan_app import AnySubmission, AppSubmission
 from .accounts import AccountBook
+from .book import refused_as
+from .decisions import DeniedError
 
 MOST_REFUSALS = 1000  # entries a day, some 600 kB
 
 
 def record_refusal(accounts: AccountBook, submission: AnySubmission, refusal: RefusedError) -> None:
-    """Enter why a submission was refused, unless that stands in today's entries already."""
+    """Enter why a submission was refused, with the policy's decision where it was that; once a day."""
     subject = (
         {"app": submission.plan.app.name}
         if isinstance(submission, AppSubmission)
@@ -20,6 +22,13 @@ def record_refusal(accounts: AccountBook, submission: AnySubmission, refusal: Re
     )
     with accounts.transaction() as book:
         today = book.refused_on(accounts.ledger.today)
+        if isinstance(refusal, DeniedError) and len(today) < MOST_REFUSALS:
+            key = (submission.run_id, submission.hash, refused_as(refusal.decided.body))
+            if key not in today:
+                for kind, body in refusal.decided.entries():
+                    if kind != "policy" or body["hash"] not in book.policies:
+                        accounts.ledger.append(kind, body)
+                today = accounts.catch_up().refused_on(accounts.ledger.today)
         if (submission.run_id, submission.hash, refusal.code.value) not in today and len(today) < MOST_REFUSALS:
             accounts.ledger.append(
                 "refused",

@@ -10,6 +10,7 @@ from typing import Literal
 
 from ..envelope import time_text
 from ..plan_app import AnySubmission
+from .decisions import Asker
 
 # `pinned`: the institution pinned this key for this name. `coordinator`: it trusts the coordinator to name operators.
 Trust = Literal["pinned", "coordinator"]
@@ -21,7 +22,10 @@ TRUST_IN_WORDS: dict[Trust, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """An operator whose signature held at `checked`. `certificates`: PEM, the operator's and its issuer's."""
+    """An operator whose signature held at `checked`. `certificates`: PEM, the operator's and its issuer's.
+
+    `certified`: when the operator's certificate began.
+    """
 
     operator: str
     key_fingerprint: str
@@ -29,6 +33,12 @@ class Signer:
     certificates: bytes
     trust: Trust
     checked: datetime
+    certified: datetime
+
+    @property
+    def asker(self) -> Asker:
+        """The operator, as a policy is asked about it."""
+        return Asker(self.operator, self.key_fingerprint, self.certified)
 
     def body(self, submission: AnySubmission) -> dict[str, str]:
         """The entry, for the submission that was signed."""

@@ -19,6 +19,7 @@ ALLOWED = {
 # Library -> who may import it, as path prefixes.
 KNOWS: dict[str, tuple[str, ...]] = {
     "torch": ("client/", "simulations/"),
+    "cedarpy": ("privacy/policy/",),
     "opacus": ("client/gradients.py", "client/prv.py"),
     "flwr": (
         "client/app.py",

@@ -29,6 +29,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from open_policy import permit_everything
+
 PATIENCE = 90.0  # seconds; what takes so long on a busy machine hangs
 _PR_SET_PDEATHSIG = 1
 _IMPORTED = (
@@ -289,10 +291,11 @@ class Deployment:
         return process
 
     def institution(self, name: str) -> Party:
-        """A party that has joined as a node."""
+        """A party that has joined as a node, and whose policy permits everything."""
         party = Party(self, name)
         invited = self.coordinator.told("invite", name)
         party.privet("join", invited["token"], "--yes")
+        permit_everything(party.home)
         return party
 
     def submit(self, plan: Path, *assignments: str) -> str:

@@ -1,0 +1,215 @@
+"""Rules: a validated set of Cedar policies, and the decision on one question. Default deny.
+
+What Cedar leaves open, and is closed here:
+1. A `forbid` whose evaluation errs is skipped by Cedar, so that what it forbids would be allowed. Here any error in an
+   evaluation, of whatever rule, is a denial that says so. The schema is given with every question.
+2. Every rule has an `@id`, unlike any other's: a denial names it.
+3. Cedar ignores annotations. A denial whose deciding rules all carry `@approval("ROLE")` is `pending`: it waits for a
+   person. It stays a denial for whoever asks, until the context says that the person has approved.
+4. The text ends with `END`. A file that was half written may be whole Cedar, and lack what forbids.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from importlib.resources import files
+from typing import Any, Self
+
+import cedarpy
+
+from ..errors import PolicyError
+from ..plan import NAME_PATTERN
+
+END = "// end of policy"
+POLICY_BYTES = 256 * 1024  # some thousand rules; it is written into the ledger
+LARGEST = 2**63 - 1  # of Cedar's Long
+_REMEDY = "privet policy check names every problem; privet policy edit mends them"
+
+Uid = tuple[str, str]  # type and id, such as ("Operator", "alice")
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """Somebody or something that a question is about. `within`: its groups."""
+
+    uid: Uid
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    within: tuple[Uid, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """As Cedar reads it."""
+        return {
+            "uid": _named(self.uid),
+            "attrs": dict(self.attributes),
+            "parents": [_named(one) for one in self.within],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """May `principal` do `action` to `resource`, as things stand? `others`: entities that these are related to."""
+
+    principal: Entity
+    action: str
+    resource: Entity
+    context: Mapping[str, Any]
+    others: tuple[Entity, ...] = ()
+
+
+class Verdict(StrEnum):
+    """What was decided. Whatever is not permitted is denied; `pending` is a denial that a person may lift."""
+
+    PERMITTED = "permitted"
+    DENIED = "denied"
+    PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A decision. `rules`: the ids of those that decided; none where nothing permits. `error`: why none could decide.
+
+    `approvals`: whose approval lifts a pending one. `policy`: the hash of the rules.
+    """
+
+    verdict: Verdict
+    rules: tuple[str, ...]
+    policy: str
+    approvals: tuple[str, ...] = ()
+    error: str = ""
+
+    @property
+    def is_permitted(self) -> bool:
+        """Whether it may be done now."""
+        return self.verdict is Verdict.PERMITTED
+
+    @property
+    def why(self) -> str:
+        """The decision in a few words."""
+        if self.error:
+            return f"the policy could not be evaluated: {self.error}"
+        if self.verdict is Verdict.PENDING:
+            return f"rule {', '.join(self.rules)} asks for the approval of {', '.join(self.approvals)}"
+        if self.is_permitted:
+            return f"permitted by rule {', '.join(self.rules)}"
+        return f"forbidden by rule {', '.join(self.rules)}" if self.rules else "no rule permits it"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One policy. `approval`: the role whose approval it waits for; empty where it waits for none."""
+
+    id: str
+    effect: str
+    approval: str
+    form: Mapping[str, Any]  # as Cedar's own JSON has it
+
+
+class Rules:
+    """A validated set of policies. Threads may share it: it never changes."""
+
+    def __init__(self, text: str) -> None:
+        """Raises PolicyError, which names every problem that was found."""
+        self.text = text
+        self.hash = hashlib.sha256(text.encode()).hexdigest()
+        self.rules = _parsed(text)
+        self._names = {f"policy{place}": rule for place, rule in enumerate(self.rules)}
+        self._set = cedarpy.PolicySet.from_str(text)
+        found = cedarpy.validate_policies(text, schema())
+        if not found.validation_passed:
+            raise PolicyError([self._told(error) for error in found.errors], _REMEDY)
+
+    @classmethod
+    def of_bytes(cls, content: bytes) -> Self:
+        """The rules in a file's bytes; raise PolicyError."""
+        if len(content) > POLICY_BYTES:
+            raise PolicyError([f"{len(content)} bytes, allowed are {POLICY_BYTES}"], _REMEDY)
+        try:
+            return cls(content.decode())
+        except UnicodeDecodeError:
+            raise PolicyError(["it is not UTF-8 text"], _REMEDY) from None
+
+    def decide(self, question: Question) -> Decision:
+        """The decision; never an exception for what a question holds, but a denial that says what is wrong with it."""
+        request = {
+            "principal": _named(question.principal.uid),
+            "action": _named(("Action", question.action)),
+            "resource": _named(question.resource.uid),
+            "context": dict(question.context),
+        }
+        entities = {one.uid: one for one in (*question.others, question.principal, question.resource)}
+        try:
+            answer = cedarpy.is_authorized(request, self._set, [one.as_json() for one in entities.values()], schema())
+        except Exception as error:  # whatever a value does to Cedar's reader, it is no permission
+            return self._denied(f"{type(error).__name__}: {error}")
+        if answer.diagnostics.errors:
+            return self._denied("; ".join(self._renamed(error) for error in answer.diagnostics.errors))
+        deciding = [self._names[name] for name in answer.diagnostics.reasons]
+        ids = tuple(sorted(rule.id for rule in deciding))
+        if answer.decision is cedarpy.Decision.Allow:
+            return Decision(Verdict.PERMITTED, ids, self.hash)
+        roles = [rule.approval for rule in deciding]
+        if roles and all(roles):
+            return Decision(Verdict.PENDING, ids, self.hash, tuple(sorted(set(roles))))
+        return Decision(Verdict.DENIED, ids, self.hash)
+
+    def _denied(self, error: str) -> Decision:
+        return Decision(Verdict.DENIED, (), self.hash, error=error[:1000])
+
+    def _told(self, error: "cedarpy.ValidationError") -> str:
+        rule = self._names.get(error.policy_id)
+        return f"rule {rule.id}: {self._renamed(error.error)}" if rule else self._renamed(error.error)
+
+    def _renamed(self, told: str) -> str:
+        """Cedar's text, with the rules' own names."""
+        said = re.sub(
+            r"`?policy(\d+)`?", lambda m: self._names[f"policy{m[1]}"].id if int(m[1]) < len(self.rules) else m[0], told
+        )
+        return " ".join(said.split())
+
+
+@cache
+def schema() -> "cedarpy.Schema":
+    """The schema, parsed once."""
+    return cedarpy.Schema.from_str(schema_text())
+
+
+def schema_text() -> str:
+    """The schema, as Cedar reads it."""
+    return files(__package__).joinpath("schema.cedarschema").read_text(encoding="utf-8")
+
+
+def _named(uid: Uid) -> dict[str, str]:
+    return {"type": uid[0], "id": uid[1]}
+
+
+def _parsed(text: str) -> Sequence[Rule]:
+    if text.rstrip().rpartition("\n")[2].strip() != END:
+        raise PolicyError([f"its last line is not {END!r}: it may have been cut short"], _REMEDY)
+    try:
+        told = json.loads(cedarpy.policies_to_json_str(text))
+    except ValueError as error:
+        raise PolicyError([" ".join(str(error).split())], _REMEDY) from None
+    if told.get("templates") or told.get("templateLinks"):
+        raise PolicyError(["a policy with ?principal or ?resource is a template, and decides nothing"], _REMEDY)
+    found = sorted(told["staticPolicies"].items(), key=lambda one: int(one[0].removeprefix("policy")))
+    problems, rules, seen = [], [], set[str]()
+    for place, (_, form) in enumerate(found, start=1):
+        notes = form.get("annotations") or {}
+        name, approval = notes.get("id") or "", notes.get("approval")
+        if not re.fullmatch(NAME_PATTERN, name, re.ASCII):
+            problems.append(f'rule number {place}: it needs an @id("...") of lower-case letters, digits and dashes')
+        elif name in seen:
+            problems.append(f"rule number {place}: another has @id({name!r}) already")
+        if approval is not None and not re.fullmatch(NAME_PATTERN, approval, re.ASCII):
+            problems.append(f'rule {name}: @approval needs a role, such as @approval("data-steward")')
+        if approval is not None and form["effect"] != "forbid":
+            problems.append(f"rule {name}: @approval belongs to a forbid, and means nothing with a permit")
+        seen.add(name)
+        rules.append(Rule(name, form["effect"], approval or "", form))
+    if problems:
+        raise PolicyError(problems, _REMEDY)
+    return tuple(rules)

@@ -1,0 +1,125 @@
+"""Terms: a submission as a policy sees it. Every key of a plan is here, and each number is rounded to the safe side.
+
+Cedar's decimals have four digits, too few for a delta: numbers are Longs in millionths, delta in units of 1e-12
+(schema.cedarschema). What a plan does not bound is `LARGEST`, so that a rule that sets a limit refuses it.
+"""
+
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import Any
+
+from ..envelope import time_of
+from ..plan import Plan
+from ..plan_app import AppSubmission
+from ..submission import Submission
+from .rules import LARGEST
+
+MILLIONTH, TRILLIONTH = Decimal("1e-6"), Decimal("1e-12")
+
+# Keys of a strategy: they say how updates are joined, and each is told to a policy among the options.
+_STRATEGY_OPTIONS = (
+    "server_learning_rate",
+    "server_momentum",
+    "beta_1",
+    "beta_2",
+    "tau",
+    "proximal_mu",
+    "malicious_nodes",
+    "selected_nodes",
+    "trimmed_fraction",
+)
+
+
+def rounded_up(value: Decimal | float | None, unit: Decimal = MILLIONTH) -> int:
+    """A bound that protects by being small, in units: rounded up; `LARGEST` where there is none.
+
+    >>> rounded_up(3.0), rounded_up(1e-5, TRILLIONTH), rounded_up(1e-7)
+    (3000000, 10000000, 1)
+    """
+    return _in_units(value, unit, ROUND_CEILING, LARGEST)
+
+
+def rounded_down(value: Decimal | float | None, unit: Decimal = MILLIONTH) -> int:
+    """A bound that protects by being large, in units: rounded down; 0 where there is none.
+
+    >>> rounded_down(0.8), rounded_down(0.12345678)
+    (800000, 123456)
+    """
+    return _in_units(value, unit, ROUND_FLOOR, 0)
+
+
+def _in_units(value: Decimal | float | None, unit: Decimal, rounding: str, missing: int) -> int:
+    if value is None:
+        return missing
+    exact = value if isinstance(value, Decimal) else Decimal(repr(value))  # the decimal that the plan shows
+    if not exact.is_finite():
+        return LARGEST
+    return min(int((exact / unit).to_integral_value(rounding)), LARGEST)
+
+
+def terms_of(submission: Submission) -> dict[str, Any]:
+    """The `Plan` of the schema, from what was signed."""
+    plan, claim = submission.plan, submission.claim
+    privacy, aggregation, training, evaluation = plan.privacy, plan.aggregation, plan.training, plan.evaluation
+    return {
+        "run": submission.run_id,
+        "name": plan.run.name,
+        "project": plan.run.project or "",
+        "task": plan.run.task,
+        "dataset": plan.dataset,
+        "unit": privacy.unit,
+        "mechanism": privacy.mechanism or "none",
+        "isPrivate": claim is not None,
+        "secureAggregation": privacy.mechanism == "distributed",
+        "epsilon": rounded_up(claim.epsilon if claim else None),
+        "delta": rounded_up(privacy.delta if claim else None, TRILLIONTH),
+        "noiseMultiplier": rounded_down(claim.noise_multiplier if claim else None),
+        "clipNorm": rounded_up(privacy.clip_norm),
+        "samplingRate": rounded_up(privacy.sampling_rate),
+        "rounds": plan.run.rounds,
+        "spareRounds": plan.run.spare_rounds,
+        "participations": plan.attempts_charged,
+        "localSteps": training.local_steps,
+        "evaluations": plan.evaluations_charged,
+        "evaluationNoise": _evaluation_noise(plan),
+        "metrics": sorted(evaluation.metrics) if evaluation else [],
+        "strategy": aggregation.strategy,
+        "fraction": rounded_up(aggregation.fraction),
+        "minNodes": aggregation.min_nodes,
+        "deadline": LARGEST if aggregation.deadline is None else int(-(-aggregation.deadline // 1)),
+        "updatePrecision": aggregation.update_precision or "float32",
+        "optimizer": training.optimizer,
+        "learningRate": rounded_up(training.learning_rate),
+        "momentum": rounded_up(training.momentum),
+        "weightDecay": rounded_up(training.weight_decay),
+        "options": _options(plan),
+        "seed": plan.run.seed,
+        "expires": _day(submission.body.expires),
+    }
+
+
+def app_terms_of(submission: AppSubmission) -> dict[str, Any]:
+    """What the schema's `runApp` says of an app's run, from what was signed."""
+    plan = submission.plan
+    return {
+        "run": submission.run_id,
+        "name": plan.run.name,
+        "minNodes": plan.app.min_nodes,
+        "options": sorted(f"{key}={value}" for key, value in plan.app.config.items()),
+        "expires": _day(submission.body.expires),
+    }
+
+
+def _evaluation_noise(plan: Plan) -> int:
+    if plan.evaluation is None:
+        return LARGEST  # nothing is evaluated: no noise is missing
+    return rounded_down(plan.evaluation.noise_multiplier)
+
+
+def _options(plan: Plan) -> list[str]:
+    told = {key.replace("_", "-"): getattr(plan.aggregation, key) for key in _STRATEGY_OPTIONS}
+    of_strategy = {f"{key}={value}" for key, value in told.items() if value is not None}
+    return sorted(of_strategy | {f"{key}={value}" for key, value in plan.model.items()})
+
+
+def _day(text: str) -> int:
+    return int(f"{time_of(text):%Y%m%d}")
