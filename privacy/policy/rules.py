@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, Self
 
@@ -138,11 +138,10 @@ class Rules:
             "principal": _named(question.principal.uid),
             "action": _named(("Action", question.action)),
             "resource": _named(question.resource.uid),
-            "context": dict(question.context),
+            "context": _context(question),
         }
-        entities = {one.uid: one for one in (*question.others, question.principal, question.resource)}
         try:
-            answer = cedarpy.is_authorized(request, self._set, [one.as_json() for one in entities.values()], schema())
+            answer = cedarpy.is_authorized(request, self._set, _entities(question), schema())
         except Exception as error:  # whatever a value does to Cedar's reader, it is no permission
             return self._denied(f"{type(error).__name__}: {error}")
         if answer.diagnostics.errors:
@@ -169,6 +168,32 @@ class Rules:
             r"`?policy(\d+)`?", lambda m: self._names[f"policy{m[1]}"].id if int(m[1]) < len(self.rules) else m[0], told
         )
         return " ".join(said.split())
+
+
+def _context(question: Question) -> dict[str, Any]:
+    """The context. What has parts of its own is an entity to Cedar, which a rule reads in the same words."""
+    return {
+        key: {"__entity": _named(_part(key))} if isinstance(value, Mapping) else value
+        for key, value in question.context.items()
+    }
+
+
+def _entities(question: Question) -> "cedarpy.Entities":
+    """Who and what is asked about, and the parts of the context, held against the schema."""
+    parts = [Entity(_part(key), value) for key, value in question.context.items() if isinstance(value, Mapping)]
+    found = {one.uid: one.as_json() for one in (*question.others, question.principal, question.resource, *parts)}
+    return _checked_entities(json.dumps(list(found.values())))
+
+
+@lru_cache(maxsize=256)
+def _checked_entities(text: str) -> "cedarpy.Entities":
+    """Kept, since checking them takes Cedar longer than deciding, and most stay the same from round to round."""
+    return cedarpy.Entities.from_json_str(text, schema())
+
+
+def _part(key: str) -> Uid:
+    """A part of the context as an entity: its type is its name, in capitals as types are."""
+    return key.capitalize(), key
 
 
 @cache
