@@ -45,10 +45,11 @@ started="$started $!"
 wait_for "stop with" "$folder/server.log"
 
 for hospital in st-marys charite karolinska; do
-    echo "== $hospital: join, offer a data set, run a node"
+    echo "== $hospital: join, offer a data set, permit a study, run a node"
     as coordinator invite "$hospital" 2> /dev/null | as "$hospital" join - --yes
     as "$hospital" dataset add ward7 --path "$folder/data/$hospital.csv" --task digits \
         --declared-size 599 --epsilon 10 --delta 1e-4
+    as "$hospital" policy allow --task digits --dataset ward7 --operator coordinator --epsilon 6 --min-nodes 3
     PRIVET_HOME="$folder/$hospital" privet node > "$folder/$hospital.log" 2>&1 &
     started="$started $!"
 done
