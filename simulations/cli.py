@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..privacy.errors import FederationError, InterruptedRunError, PlanError, UsageError
 from ..privacy.plan import Plan
+from ..privacy.policy.policy_file import read_rules
 
 if TYPE_CHECKING:  # torch and flwr take seconds to import: only where something is simulated
     import torch
@@ -47,6 +48,9 @@ def simulate(
     ledgers: Annotated[
         Path | None, typer.Option(help="Continue these simulated ledgers (default: new ones, in the results' folder).")
     ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A policy that every simulated node asks (default: none).", metavar="FILE")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, in its folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, or a torch device such as cuda:0.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of a summary.")] = False,
@@ -64,7 +68,7 @@ def simulate(
     torch.set_num_threads(1)
     chosen = device_of(device)
     if resume is not None:
-        if plan or out or assignments or ledgers or seed is not None:
+        if plan or out or assignments or ledgers or policy or seed is not None:
             raise UsageError("--resume goes on with the plan in its folder", "give --resume DIR alone")
         kept_compare, kept_ledgers = _kept_options(resume)
         scenario = Scenario.resumed(_folder(resume), chosen, kept_ledgers)
@@ -73,8 +77,9 @@ def simulate(
         asked = _plan(plan or "digits", assignments or [], seed)
         from ..client.tasks.registry import load_task
 
+        rules = read_rules(policy) if policy else None
         world = World.of(asked, load_task(asked.run.task))
-        scenario = Scenario.begun(asked, _folder(out or _free_folder(asked.run.name)), world, chosen, ledgers)
+        scenario = Scenario.begun(asked, _folder(out or _free_folder(asked.run.name)), world, chosen, ledgers, rules)
     _keep_options(scenario.folder.root, compare, scenario.ledgers)
     with closing(scenario):
         state = _carried_out(scenario, console)

@@ -8,12 +8,15 @@ from ..client.answers import Answers
 from ..client.bench import Bench
 from ..client.draw import Draw, public_draw
 from ..client.node import Node
+from ..client.policy import NodePolicy
+from ..client.settings import NodeSettings
 from ..privacy.budget.accounts import AccountBook, AccountTerms
 from ..privacy.budget.book import DeclaredDataset
 from ..privacy.budget.guard import Attempt, Guard
 from ..privacy.budget.keys import SigningKey
 from ..privacy.budget.ledger import Ledger
 from ..privacy.plan import Plan
+from ..privacy.policy.policy_file import PolicyFile
 from ..privacy.submission import Submission
 from .world import World
 
@@ -23,10 +26,14 @@ ACCOUNT = "records"
 
 @dataclass(frozen=True, slots=True)
 class NodeFolders:
-    """Where simulated nodes keep what must last: ledgers with their keys, and the answers of one run."""
+    """Where simulated nodes keep what must last: ledgers with their keys, and the answers of one run.
+
+    `policy`: the policy that every node asks; None where they ask none.
+    """
 
     ledgers: Path
     answers: Path
+    policy: Path | None = None
 
 
 def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, bench: Bench) -> Node:
@@ -38,11 +45,16 @@ def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, be
     return Node(
         name=name,
         source=world.shares[name],
-        guard=Guard(accounts, plan.dataset),
+        guard=Guard(accounts, plan.dataset, _policy(folders)),
         answers=Answers(folders.answers / name),
         workshop=bench.trainer,
         draws=lambda submission, attempt: simulated_draw(submission, attempt, name),
     )
+
+
+def _policy(folders: NodeFolders) -> NodePolicy | None:
+    settings = NodeSettings()  # nobody is pinned, in the zone of this machine
+    return NodePolicy(PolicyFile(folders.policy), lambda: settings) if folders.policy else None
 
 
 def _declare(accounts: AccountBook, world: World, name: str, plan: Plan) -> None:

@@ -22,9 +22,11 @@ from ..client.tasks.registry import load_task
 from ..client.training import held_out_scores
 from ..privacy.budget.charge import executed_epsilon
 from ..privacy.budget.guard import Standing
+from ..privacy.channel.files import write_whole
 from ..privacy.errors import PlanError
 from ..privacy.plan import EvaluationSection, Plan, PrivacySection
 from ..privacy.plan_file import plan_text
+from ..privacy.policy.rules import Rules
 from ..privacy.submission import Submission
 from ..server.checkpoints import State
 from ..server.federation import Federation
@@ -38,6 +40,7 @@ from .world import World
 
 # At most so many rounds get an `epsilon_executed` of their own: each is an accountant's run of some 50 ms.
 ROUNDS_ACCOUNTED = 50
+POLICY = "policy.cedar"  # in the run's folder: what its nodes ask, where they ask a policy
 
 
 Watch = Callable[[RoundView], None]
@@ -66,13 +69,21 @@ class Scenario:
 
     @classmethod
     def begun(
-        cls, plan: Plan, folder: RunFolder, world: World, device: torch.device, ledgers: Path | None = None
+        cls,
+        plan: Plan,
+        folder: RunFolder,
+        world: World,
+        device: torch.device,
+        ledgers: Path | None = None,
+        policy: Rules | None = None,
     ) -> "Scenario":
-        """A new run: resolved, checked, and written down so that it can be resumed."""
+        """A new run: resolved, checked, and written down so that it can be resumed. `policy`: every node asks it."""
         _check_sizes(plan, world)
         submission = simulated_submission(plan)
         scenario = cls(plan, submission, folder, world, device, ledgers)
         folder.begin(plan, submission)
+        if policy is not None:
+            write_whole(folder.root / POLICY, policy.text.encode())
         return scenario
 
     @classmethod
@@ -89,7 +100,8 @@ class Scenario:
     @cached_property
     def nodes(self) -> dict[str, Node]:
         """The nodes by name, each with its ledger."""
-        folders = NodeFolders(self.ledgers, self.folder.root / "answers")
+        policy = self.folder.root / POLICY
+        folders = NodeFolders(self.ledgers, self.folder.root / "answers", policy if policy.exists() else None)
         return {
             name: simulated_node(self.world, name, self.submission.plan, folders, self._bench)
             for name in self.world.shares
