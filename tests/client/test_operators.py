@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from open_policy import open_policy
 from privet.client.answers import Answers
 from privet.client.app import client_app
 from privet.client.draw import Draw
@@ -80,7 +81,7 @@ class House:
         self.node = Node(
             name="hospital",
             source=Path("/data"),
-            guard=Guard(self.accounts, DATASET),
+            guard=Guard(self.accounts, DATASET, open_policy(self.folder)),
             answers=Answers(self.folder / "answers"),
             workshop=self._build,
             clock=lambda: self.moment,
@@ -97,10 +98,10 @@ class House:
 
     @property
     def entries(self) -> list[Entry]:
-        """What happened since the data set was declared."""
+        """What happened since the data set was declared, but for what the policy said (test_policy_traps.py)."""
         found = read(self.path, "deployment", "hospital")
         assert [entry.kind for entry in found[:3]] == DECLARED
-        return found[3:]
+        return [entry for entry in found[3:] if entry.kind not in ("policy", "decision")]
 
     @property
     def kinds(self) -> list[str]:
@@ -318,9 +319,19 @@ def test_run_that_costs_too_much_leaves_no_operator(house: House, make_submissio
     assert house.accounts.book.signers == {}
 
 
-def test_deployment_without_operators_is_a_mistake(house: House) -> None:
+def test_deployment_without_operators_or_without_a_policy_is_a_mistake(house: House) -> None:
+    answers, asking = Answers(house.folder), Guard(house.accounts, DATASET, open_policy(house.folder))
     with pytest.raises(ValueError, match="what operators signed"):
-        Node("hospital", Path("/data"), Guard(house.accounts, DATASET), Answers(house.folder), house._build)
+        Node("hospital", Path("/data"), asking, answers, house._build)
+    with pytest.raises(ValueError, match="its policy permits"):
+        Node(
+            "hospital",
+            Path("/data"),
+            Guard(house.accounts, DATASET),
+            answers,
+            house._build,
+            operators=house.operators,
+        )
 
 
 def test_signature_comes_with_the_message(house: House, submission: Submission) -> None:

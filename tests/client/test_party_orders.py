@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from institution import PLAN
+from open_policy import permit_everything
 from parties import Federation, make_federation
 from privet.client.link import Asked
 from privet.client.party import MOST_SEATS, NodeParty
@@ -85,6 +86,7 @@ def book(home: Home) -> Iterator[AccountBook]:
 
 @pytest.fixture
 def party(federation: Federation, home: Home, book: AccountBook) -> Iterator[NodeParty]:
+    permit_everything(home.root)
     made = NodeParty(home, federation.member("st-marys", home.root), None)
     yield made
     made.close(0.0)
@@ -124,7 +126,7 @@ def test_description_is_answered_while_a_request_of_the_run_is_worked_on(
     assert busy.refusal == Refusal.MALFORMED_REQUEST
     described = put(party, Question(words.DESCRIBE, signed=signed))
     config = described.reply.content[words.CONFIG]
-    assert dict(config) == {words.NAME: "st-marys", words.DECLARED_SIZE: 120}
+    assert (config[words.NAME], config[words.DECLARED_SIZE]) == ("st-marys", 120)
     busy.release()
 
 
