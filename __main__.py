@@ -23,6 +23,7 @@ from .server.nodes_cli import list_nodes
 from .server.run_cli import run_app
 from .server.serve_cli import serve
 from .simulations.cli import simulate
+from .simulations.sweep_cli import sweep
 
 _USAGE, _FAILED = 2, 1
 
@@ -35,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(simulate)
+app.command()(sweep)
 app.add_typer(plan_app, name="plan")
 app.command()(tasks)
 app.add_typer(dataset_app, name="dataset")

@@ -30,7 +30,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
 
     Raises PlanError with one problem a line: what, where, and the nearest thing that would be right.
     """
-    return parse_plan(_text_of(path), str(path), overrides)
+    return parse_plan(text_of(path), str(path), overrides)
 
 
 def parse_plan(text: str, origin: str, overrides: Sequence[str] = ()) -> Plan:
@@ -40,7 +40,7 @@ def parse_plan(text: str, origin: str, overrides: Sequence[str] = ()) -> Plan:
 
 def read_any_plan(path: Path, overrides: Sequence[str] = ()) -> Plan | AppPlan:
     """The plan in a file, of a task or of a Flower app; told apart by `[app]`. Raises as `read_plan`."""
-    text = _text_of(path)
+    text = text_of(path)
     if "app" in _table_of(text, str(path), _CHECK.format(path)):
         return _validated(AppPlan, text, str(path), overrides)
     return _validated(Plan, text, str(path), overrides)
@@ -49,6 +49,24 @@ def read_any_plan(path: Path, overrides: Sequence[str] = ()) -> Plan | AppPlan:
 def plan_text(plan: Plan | AppPlan) -> str:
     """The plan as TOML that reads back to the same plan, every default written out."""
     return tomli_w.dumps(plan.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def text_of(path: Path) -> str:
+    """The text of a plan's file; raise PlanError where it cannot be one."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(PLAN_BYTES + 1)
+    except OSError as error:
+        raise PlanError(
+            [f"{path}: cannot be read: {error.strerror or error}"],
+            "privet plan new PLAN writes a commented plan",
+        ) from None
+    if len(content) > PLAN_BYTES:
+        raise PlanError([f"{path}: larger than {PLAN_BYTES} bytes, so not a plan"], "privet plan new PLAN")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise PlanError([f"{path}: not TOML: it is not UTF-8 text"], "privet plan new PLAN") from None
 
 
 def _validated(model: type[_AnyPlan], text: str, origin: str, overrides: Sequence[str]) -> _AnyPlan:
@@ -67,23 +85,6 @@ def _table_of(text: str, origin: str, remedy: str) -> Table:
     except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits, and of deep nesting
         raise PlanError([f"{origin}: not TOML: {error}"], remedy) from None
     return table
-
-
-def _text_of(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(PLAN_BYTES + 1)
-    except OSError as error:
-        raise PlanError(
-            [f"{path}: cannot be read: {error.strerror or error}"],
-            "privet plan new PLAN writes a commented plan",
-        ) from None
-    if len(content) > PLAN_BYTES:
-        raise PlanError([f"{path}: larger than {PLAN_BYTES} bytes, so not a plan"], "privet plan new PLAN")
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise PlanError([f"{path}: not TOML: it is not UTF-8 text"], "privet plan new PLAN") from None
 
 
 def _override(table: Table, assignment: str) -> str:

@@ -32,6 +32,17 @@ def shipped_plans() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PLANS.glob("*.toml"))}
 
 
+def plan_path(name: str) -> Path:
+    """The file of a plan that ships, or the file of that name; raise PlanError where it is neither."""
+    path = shipped_plans().get(name, Path(name))
+    if not path.exists() and path.suffix != ".toml":
+        raise PlanError(
+            [f"{name}: no such plan; {', '.join(shipped_plans())} ship with privet"],
+            "privet plan new PLAN.toml writes one",
+        )
+    return path
+
+
 def simulate(
     plan: Annotated[
         str | None, typer.Argument(help="A plan's file, or the name of one that ships.", metavar="[PLAN]")
@@ -140,13 +151,7 @@ def _carried_out(scenario: "Scenario", console: Console) -> "State":
 def _plan(name: str, assignments: list[str], seed: int | None) -> Plan:
     from ..privacy.plan_file import read_plan
 
-    path = shipped_plans().get(name, Path(name))
-    if not path.exists() and path.suffix != ".toml":
-        raise PlanError(
-            [f"{name}: no such plan; {', '.join(shipped_plans())} ship with privet"],
-            "privet plan new PLAN.toml writes one",
-        )
-    return read_plan(path, [*assignments, *([f"run.seed={seed}"] if seed is not None else [])])
+    return read_plan(plan_path(name), [*assignments, *([f"run.seed={seed}"] if seed is not None else [])])
 
 
 def _free_folder(name: str) -> Path:

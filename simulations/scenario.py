@@ -78,7 +78,7 @@ class Scenario:
         policy: Rules | None = None,
     ) -> "Scenario":
         """A new run: resolved, checked, and written down so that it can be resumed. `policy`: every node asks it."""
-        _check_sizes(plan, world)
+        check_sizes(plan, world)
         submission = simulated_submission(plan)
         scenario = cls(plan, submission, folder, world, device, ledgers)
         folder.begin(plan, submission)
@@ -182,7 +182,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _check_sizes(plan: Plan, world: World) -> None:
+def check_sizes(plan: Plan, world: World) -> None:
     """What every node would refuse is said before the run is begun."""
     if plan.aggregation.min_nodes > len(world.shares):
         raise PlanError(
