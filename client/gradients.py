@@ -17,44 +17,25 @@ What breaks that (tied weights, records folded into another dimension) is found 
 shapes, here.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from torch import Tensor, nn
 
 from ..privacy.errors import TaskError
+from .clipping import HELD_RECORDS, HELD_VALUES, Mode, clip_weights, own_parameters, scale_of, sum_rounding
 from .tasks.protocol import Records
 
-Mode = Literal["plain", "hooks", "ghost"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# Above this many parameters hooks wait for memory (measured: 70x for 670,000, where ghost took 2.3x).
-GHOST_PARAMETERS = 200_000
-# Values of per-record gradients held at once, and records in one forward pass: both bound memory.
-HELD_VALUES = 2**25
-HELD_RECORDS = 4096
-# A norm is taken this much larger, relatively and absolutely, than it was measured, so that rounding does not let a
-# clipped gradient exceed C. Opacus adds the absolute part.
-NORM_GUARD = 1e-6
-# Exponents of the power of two by which weights are scaled while a sum is taken.
-_MIDDLE, _LARGEST_SCALE = 64, 100
 # Where Opacus' hooks leave, on each parameter and each module, what they saw of a batch.
 _GRAD_SAMPLE, _NORM_SAMPLE = "grad_sample", "_norm_sample"
 _LEFT_ON_PARAMETERS = (_NORM_SAMPLE, "_current_grad_sample")
 _LEFT_ON_MODULES = ("activations", "max_batch_len")
-
-
-def mode_of(model: nn.Module) -> Mode:
-    """How the clipped sum of this model is best computed."""
-    trained = [module for module in model.modules() if _own_parameters(module)]
-    ghostly = all(isinstance(module, nn.Linear | nn.Embedding) for module in trained)
-    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return "ghost" if ghostly or count > GHOST_PARAMETERS else "hooks"
 
 
 class GradientSum:
@@ -67,7 +48,7 @@ class GradientSum:
         self._loss = loss
         self._mode = mode
         self.clip_norm = clip_norm or 0.0
-        self._scale = 2.0 ** _exponent(self.clip_norm)
+        self._scale = scale_of(clip_norm) if clip_norm is not None else 1.0
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._module: Any = _wrapped(model, mode, clip_norm)  # Opacus ships no types
         self._chunk = max(1, min(HELD_RECORDS, HELD_VALUES // max(1, _values_held(model, mode))))
@@ -104,7 +85,7 @@ class GradientSum:
         samples = self._left(_GRAD_SAMPLE, len(records))
         norms = torch.stack([sample.flatten(1).norm(dim=1) for sample in samples]).norm(dim=0)
         finite = torch.isfinite(norms) & torch.isfinite(losses)
-        weights = self._weights(norms)
+        weights = clip_weights(norms, self.clip_norm)
         if not bool(finite.all()):
             samples, weights = [sample[finite] for sample in samples], weights[finite]
         sums = [torch.tensordot(weights, sample, dims=1) for sample in samples]
@@ -125,7 +106,9 @@ class GradientSum:
             if taken_out:
                 restore()  # dropout must draw the same again: the norms are those of its first draw
                 losses = self._losses(_with_stand_ins(records, finite))
-            return self._unscaled(self._gradients(losses[finite] * self._weights(norms)[finite])), taken_out
+            return self._unscaled(
+                self._gradients(losses[finite] * clip_weights(norms, self.clip_norm)[finite])
+            ), taken_out
         finally:
             self._module.enable_hooks()
 
@@ -142,11 +125,6 @@ class GradientSum:
         if len(tensors) != len(self._trained):
             raise _not_per_record("a parameter has no gradient for each record")
         return tensors
-
-    def _weights(self, norms: Tensor) -> Tensor:
-        """min(1, C / norm), times `_scale`: a tiny weight would lose its digits, and its record exceed C by them."""
-        weights = (self.clip_norm / (norms.double() * (1 + NORM_GUARD) + NORM_GUARD)).clamp(max=1.0)
-        return (weights * self._scale).to(norms.dtype)
 
     def _unscaled(self, sums: list[Tensor]) -> list[Tensor]:
         return [total * (1 / self._scale) for total in sums]  # a power of two: no digit changes
@@ -195,8 +173,10 @@ def _linear_norms(layer: nn.Linear, activations: Sequence[Tensor], backprops: Te
     if layer.weight.requires_grad:
         norms[layer.weight] = _product_norms(backprops, inputs)
     if layer.bias is not None and layer.bias.requires_grad:
-        summed = backprops if backprops.dim() == 2 else backprops.sum(dim=1)
-        norms[layer.bias] = _norms(summed) + _rounding(_norms(backprops))
+        is_sequence = backprops.dim() > 2
+        norms[layer.bias] = (
+            _norms(backprops.sum(dim=1)) + sum_rounding(_norms(backprops)) if is_sequence else _norms(backprops)
+        )
     return norms
 
 
@@ -207,14 +187,7 @@ def _product_norms(backprops: Tensor, inputs: Tensor) -> Tensor:
     at_once = max(1, HELD_VALUES // (inputs.shape[-1] * backprops.shape[-1]))
     parts = zip(torch.split(backprops, at_once), torch.split(inputs, at_once), strict=True)
     summed = torch.cat([_norms(torch.einsum("nti,ntj->nij", b, a).flatten(1)) for b, a in parts])
-    return summed + _rounding(lengths)
-
-
-def _rounding(lengths: Tensor) -> Tensor:
-    """What rounding can add to a sum over a sequence in float32, [B], of the lengths [B, T] of its terms."""
-    if lengths.dim() == 1:
-        return torch.zeros_like(lengths)
-    return lengths.sum(dim=1) * lengths.shape[1] * torch.finfo(torch.float32).eps
+    return summed + sum_rounding(lengths)
 
 
 def _norms(vectors: Tensor) -> Tensor:
@@ -225,21 +198,12 @@ def _norms(vectors: Tensor) -> Tensor:
 _Ghost.NORM_SAMPLERS[nn.Linear] = _linear_norms
 
 
-def _exponent(clip_norm: float) -> int:
-    """Of the power of two that brings a clip norm to about 2^64: far from where float32 ends, above and below."""
-    return min(max(_MIDDLE - math.frexp(clip_norm)[1], -_MIDDLE), _LARGEST_SCALE)
-
-
-def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
-
-
 def _values_held(model: nn.Module, mode: Mode) -> int:
     """How many values a record's gradient takes in memory; ghost holds none of linear layers and embeddings."""
     if mode == "plain":
         return 0
     holds = [m for m in model.modules() if mode == "hooks" or not isinstance(m, nn.Linear | nn.Embedding)]
-    return sum(parameter.numel() for module in holds for parameter in _own_parameters(module))
+    return sum(parameter.numel() for module in holds for parameter in own_parameters(module))
 
 
 def _with_stand_ins(records: Records, finite: Tensor) -> Records:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ..privacy.errors import PrivetError, TaskError
 from ..privacy.plan import Plan
-from .gradients import GradientSum, mode_of
+from .clipping import mode_of
+from .gradients import GradientSum
 from .tasks.protocol import Facts, Records, Task, resolved_options
 
 _RECORDS = 6

@@ -21,7 +21,9 @@ from ..privacy.errors import TaskError
 from ..privacy.parameters import Array, Parameters
 from ..privacy.plan import Plan
 from ..privacy.submission import Submission
-from .gradients import GradientSum, mode_of
+from .clipping import mode_of
+from .gradients import GradientSum
+from .optimizer import optimizer_of
 from .randomness import Randomness
 from .tasks.protocol import Records, Source, Task, resolved_options
 
@@ -91,7 +93,7 @@ class LocalTrainer:
         trainable, training = self._trainable, self._plan.training
         trainable.write(parameters)
         start = [parameter.detach().clone() for parameter in trainable.trained]
-        optimizer = _optimizer(self._plan, trainable.trained)
+        optimizer = optimizer_of(training, trainable.trained)
         trainable.model.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.module_seed())
@@ -182,15 +184,6 @@ def _add_noise(sums: list[Tensor], multiplier: float, clip_norm: float, randomne
     for total, part in zip(sums, torch.split(noise, [total.numel() for total in sums]), strict=True):
         total += part.to(total.device).view_as(total)
     return multiplier
-
-
-def _optimizer(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    training = plan.training
-    if training.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=training.learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
-    )
 
 
 def held_out_scores(trainable: TrainableModel, parameters: Parameters, records: Records) -> Mapping[str, float]:

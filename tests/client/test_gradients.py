@@ -8,7 +8,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opacus import PrivacyEngine
-from privet.client.gradients import GHOST_PARAMETERS, HELD_RECORDS, GradientSum, Mode, mode_of
+from privet.client.clipping import GHOST_PARAMETERS, HELD_RECORDS, Mode, mode_of
+from privet.client.gradients import GradientSum
 from privet.client.tasks.protocol import Records, resolved_options
 from privet.client.tasks.registry import load_task
 from privet.privacy.errors import TaskError

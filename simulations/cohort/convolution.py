@@ -1,0 +1,120 @@
+"""Convolutions of N nodes at once: one grouped convolution, a group (or the layer's own groups) for each node.
+
+It works on wide tensors, [B, N * C, H, W] in memory order channels-last, where oneDNN's grouped convolutions and
+torch's pools are fastest (measured against a loop over nodes, and against unfolding and a batched product). Each
+record's gradient is one more grouped convolution, with a group for each record.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .layers import position_sums, weighted_channels
+from .stacked import StackedLayer
+
+
+class StackedConvolution(StackedLayer):
+    """[B * N, C, *] -> [B * N, O, *], of one dimension or two; or wide."""
+
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d) -> None:
+        super().__init__(layer)
+        self._is_flat = isinstance(layer, nn.Conv1d)
+        self._groups = layer.groups
+        self._stride, self._dilation = _both(layer.stride, 1), _both(layer.dilation, 1)
+        is_plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        self._padding = _both(layer.padding, 0) if is_plain else [0, 0]  # type: ignore[arg-type]
+        self._padded_before = None if is_plain else list(layer._reversed_padding_repeated_twice)
+        self._padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """See the class."""
+        flat = inputs.unsqueeze(2) if self._is_flat else inputs
+        output = folded(self.wide(widened(flat, self._nodes)), self._nodes)
+        return output.squeeze(2) if self._is_flat else output
+
+    def wide(self, inputs: Tensor) -> Tensor:
+        """[B, N * C, H, W] -> [B, N * O, H', W']."""
+        if self._padded_before is not None:
+            inputs = _padded(inputs, self._padded_before, self._padding_mode, self._is_flat)
+        bias = self._value("bias")
+        output = functional.conv2d(
+            inputs,
+            self._kernel(),
+            None if bias is None else bias.reshape(-1),
+            self._stride,
+            self._padding,
+            self._dilation,
+            self._nodes * self._groups,
+        )
+        return self._remember(inputs, output)
+
+    def _kernel(self) -> Tensor:
+        """[N * O, C / groups, kh, kw]."""
+        weight = self._value("weight")
+        assert weight is not None
+        kernel = weight.unsqueeze(3) if self._is_flat else weight  # [N, O, C / groups, kh, kw]
+        return kernel.reshape(-1, *kernel.shape[2:])
+
+    def _gradients(self, inputs: Tensor, backprops: Tensor) -> dict[str, Tensor]:
+        """The records of all nodes as groups of one convolution over a batch of one."""
+        found: dict[str, Tensor] = {}
+        count = len(inputs)
+        if "weight" in self._values:
+            folded_inputs, folded_backprops = (t.contiguous().view(1, -1, *t.shape[2:]) for t in (inputs, backprops))
+            gradients = self._kernel_gradient(folded_inputs, folded_backprops, count * self._nodes)
+            found["weight"] = gradients.view(count, self._nodes, -1)
+        if "bias" in self._values:
+            found["bias"] = position_sums(backprops, self._nodes)
+        return found
+
+    def _add_products(self, inputs: Tensor, backprops: Tensor) -> None:
+        if "weight" in self._sums:
+            gradients = self._kernel_gradient(inputs, backprops, self._nodes)
+            self._sums["weight"].add_(gradients.view(self._sums["weight"].shape))
+        if "bias" in self._sums:
+            self._sums["bias"].add_(position_sums(backprops, self._nodes).sum(dim=0))
+
+    def _kernel_gradient(self, inputs: Tensor, backprops: Tensor, units: int) -> Tensor:
+        """Of as many separate kernels as there are units, which share out the channels. Their values do not matter."""
+        kernel = self._kernel()
+        shape = (units * kernel.shape[0] // self._nodes, *kernel.shape[1:])
+        _, gradient, _ = torch.ops.aten.convolution_backward(
+            backprops,
+            inputs,
+            kernel if units == self._nodes else kernel.new_empty(1).expand(shape),
+            None,
+            self._stride,
+            self._padding,
+            self._dilation,
+            False,
+            [0, 0],
+            units * self._groups,
+            [False, True, False],
+        )
+        return gradient.contiguous()
+
+    def _weighted(self, backprops: Tensor, weights: Tensor) -> Tensor:
+        return weighted_channels(backprops, weights)
+
+
+def widened(inputs: Tensor, nodes: int) -> Tensor:
+    """[B * N, C, H, W] -> [B, N * C, H, W], channels-last in memory."""
+    wide = inputs.reshape(len(inputs) // nodes, -1, *inputs.shape[2:])
+    return wide.contiguous(memory_format=torch.channels_last)
+
+
+def folded(inputs: Tensor, nodes: int) -> Tensor:
+    """[B, N * C, H, W] -> [B * N, C, H, W]."""
+    return inputs.contiguous().view(len(inputs) * nodes, -1, *inputs.shape[2:])
+
+
+def _both(numbers: tuple[int, ...], before: int) -> list[int]:
+    """Of a layer's numbers those of two dimensions."""
+    return [before] * (2 - len(numbers)) + list(numbers)
+
+
+def _padded(inputs: Tensor, around: list[int], mode: str, is_flat: bool) -> Tensor:
+    """As the layer pads before it convolves: unevenly, or by a mode that a convolution does not know."""
+    if is_flat and mode != "constant":  # torch wants a line there, not a plane
+        return functional.pad(inputs.squeeze(2), around, mode=mode).unsqueeze(2)
+    return functional.pad(inputs, around, mode=mode)

@@ -1,0 +1,117 @@
+"""StackedLayer: one layer of a model, of N nodes at once, and the gradients of each record by book-keeping.
+
+Records are folded: record b of node n stands at place b * N + n of [B * N, ...], so that a module without trainable
+parameters may be applied to all as it is. In the gradients' book-keeping the two are apart again: [B, N, ...].
+
+A forward pass leaves behind what went in and what came out. The gradient of the loss by what came out, `backprops`,
+then gives each record's gradient by the layer's parameters, or its norm alone: no second backward pass (Bu et al. 2022;
+the norm of a product of vectors: Goodfellow 2015; Li et al. 2022).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+# Values of per-record gradients of one layer kept from the norms to the sum: 16 MB. Above it they are computed in
+# parts for their norms, and the sum is a product of its own.
+HELD = 2**22
+
+
+class StackedLayer(nn.Module):
+    """A layer of N nodes. Its parameters are views into the cohort's storage; frozen ones are shared by all nodes."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        own = dict(layer.named_parameters(recurse=False))
+        self.path = ""  # in the task's model
+        self.trained = [name for name, parameter in own.items() if parameter.requires_grad]
+        self._frozen = {name: p.detach() for name, p in own.items() if not p.requires_grad}
+        self._values: Mapping[str, Tensor] = {}
+        self._sums: Mapping[str, Tensor] = {}
+        self._nodes = 0
+        self._inputs: Tensor | None = None
+        self._kept: dict[str, Tensor] | None = None
+        self.output: Tensor | None = None
+
+    def bind(self, nodes: int, values: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+        """Use these parameters [N, *shape], and add to these sums [N, *shape]: views, not copies."""
+        self._nodes, self._values, self._sums = nodes, values, sums
+
+    def forget(self) -> None:
+        """Leave nothing of a batch behind."""
+        self._inputs = self._kept = self.output = None
+
+    def squared_norms(self, backprops: Tensor) -> Tensor:
+        """Of each record's gradient by this layer's parameters, [B, N] float64."""
+        inputs, backprops = self._apart(self._seen(), backprops)
+        at_once = max(1, HELD // (self._nodes * self._values_of_record()))
+        if at_once >= len(inputs):
+            self._kept = self._gradients(inputs, backprops)
+            return self._squared(self._kept)
+        parts = zip(inputs.split(at_once), backprops.split(at_once), strict=True)
+        return torch.cat([self._squared(self._gradients(*part)) for part in parts])
+
+    def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
+        """Add the sum of the records' gradients, each times its weight [B, N], to what was bound."""
+        if self._kept is not None and weights is not None:
+            for name, gradients in self._kept.items():  # [B, N, P]
+                summed = torch.bmm(weights.t().unsqueeze(1), gradients.transpose(0, 1)).squeeze(1)
+                self._sums[name].add_(summed.view(self._sums[name].shape))
+            return
+        inputs, backprops = self._apart(self._seen(), backprops)
+        if weights is not None:
+            backprops = self._weighted(backprops, weights)
+        self._add_products(inputs, backprops)
+
+    def _apart(self, inputs: Tensor, backprops: Tensor) -> tuple[Tensor, Tensor]:
+        """Both with B in the first dimension."""
+        return inputs, backprops
+
+    def _gradients(self, inputs: Tensor, backprops: Tensor) -> dict[str, Tensor]:
+        """Each record's gradient by each trained parameter, [B, N, P]."""
+        raise NotImplementedError
+
+    def _add_products(self, inputs: Tensor, backprops: Tensor) -> None:
+        """Add the sum over records, computed as one product where that is cheaper."""
+        for name, gradients in self._gradients(inputs, backprops).items():
+            self._sums[name].add_(gradients.sum(dim=0).view(self._sums[name].shape))
+
+    def _weighted(self, backprops: Tensor, weights: Tensor) -> Tensor:
+        """Each record's times its weight."""
+        return backprops * weights.view(*weights.shape, *[1] * (backprops.dim() - 2))
+
+    def _squared(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([squared_lengths(part) for part in gradients.values()]).sum(dim=0)
+
+    def _values_of_record(self) -> int:
+        return sum(values[0].numel() for values in self._values.values())
+
+    def _value(self, name: str) -> Tensor | None:
+        """A parameter of all nodes, [N, *shape]; None where the layer has none of that name."""
+        if name in self._values:
+            return self._values[name]
+        return self._frozen[name].expand(self._nodes, *self._frozen[name].shape) if name in self._frozen else None
+
+    def _remember(self, inputs: Tensor, output: Tensor) -> Tensor:
+        """Keep what the gradients need. The chain of derivatives begins at the first layer that is trained."""
+        if torch.is_grad_enabled():
+            self._inputs = inputs.detach()
+            self.output = output if output.requires_grad else output.requires_grad_()
+        return output
+
+    def _seen(self) -> Tensor:
+        if self._inputs is None:
+            raise ValueError("a gradient is asked for before a forward pass")
+        return self._inputs
+
+
+def squared_lengths(vectors: Tensor) -> Tensor:
+    """Of the vectors in the last dimension, in float64: squares of float32 overflow and underflow."""
+    return lengths(vectors).square()
+
+
+def lengths(vectors: Tensor) -> Tensor:
+    """Of the vectors in the last dimension, float64."""
+    found: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
+    return found
