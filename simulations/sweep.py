@@ -205,7 +205,7 @@ def _seeded(text: str, origin: str, assignments: Sequence[str], settings: Settin
         plans = {n: parse_plan(text, origin, [*assignments, *chosen, f"run.seed={n}"]) for n in numbers}
     except PlanError as error:
         told = [f"{', '.join(chosen)}: {problem.removeprefix('--set: ')}" for problem in error.problems]
-        raise PlanError(told, f"take that combination out, or mend the plan: {error.remedy}") from None
+        raise PlanError(told, "take that combination out, or mend the plan") from None
     return [Point(settings, seed, plan) for seed, plan in plans.items()]
 
 

@@ -118,6 +118,8 @@ def _check(asked: Sweep, metric: str, workers: Workers, console: Console) -> Non
     with console.status(f"checking {len(jobs)} combinations"):
         for event in workers.carried_out(jobs):
             if isinstance(event, Ended) and event.failed:
+                if event.failed.startswith("--metric"):  # every combination's fault
+                    raise UsageError(event.failed, event.remedy)
                 told = ", ".join(f"{key}={value}" for key, value in points[event.job.name].settings)
                 raise UsageError(f"{told}: {event.failed}", f"take that combination out, or: {event.remedy}")
 
@@ -139,9 +141,7 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def _simulated(
-    asked: Sweep, left: Sequence[Point], metric: str, workers: Workers, console: Console
-) -> dict[str, str]:
+def _simulated(asked: Sweep, left: Sequence[Point], metric: str, workers: Workers, console: Console) -> dict[str, str]:
     failed: dict[str, str] = {}
     alive = str((asked.root / _ALIVE).resolve())
     jobs = [

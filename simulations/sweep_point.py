@@ -26,8 +26,11 @@ import torch
 from ..client.device import device_of
 from ..client.tasks.registry import load_task
 from ..client.training import scored
+from ..privacy.budget.accounting import epsilon_of, rounded_up
+from ..privacy.budget.charge import charged_events
+from ..privacy.budget.events import RELATION
 from ..privacy.channel.files import OWNER_ONLY, write_whole
-from ..privacy.errors import PrivetError, UsageError
+from ..privacy.errors import PlanError, PrivetError, UsageError
 from ..privacy.plan import Plan
 from ..privacy.plan_file import parse_plan
 from ..server.run_folder import RunFolder
@@ -53,9 +56,30 @@ def check_point(plan: Plan, metric: str, device: torch.device) -> None:
     check_sizes(plan, world)
     nowhere = RunFolder(Path(os.devnull))  # a scenario that is not begun writes nothing
     scenario = Scenario(plan, simulated_submission(plan), nowhere, world, device)
+    _check_account(scenario)
     known = ["loss", *scored(scenario.trainable, world.held_out)]
     if metric not in known:
         raise UsageError(f"--metric {metric}: the task has {', '.join(known)}", "--metric loss")
+
+
+def _check_account(scenario: Scenario) -> None:
+    """What every node would refuse: a charge above what its new account holds."""
+    plan, claim, section = scenario.submission.plan, scenario.submission.claim, scenario.world.section
+    delta = plan.privacy.delta
+    if claim is None or delta is None:
+        return
+    charged = rounded_up(epsilon_of(charged_events(plan, claim.noise_multiplier), delta))
+    terms = f"at delta {delta:g} (unit: {plan.privacy.unit}, {RELATION})"
+    if charged > section.account_epsilon:
+        raise PlanError(
+            [f"simulation.account-epsilon: {section.account_epsilon:g}, but the plan costs {charged} {terms}"],
+            "--set simulation.account-epsilon=100 gives simulated nodes a larger account",
+        )
+    if delta > section.account_delta:
+        raise PlanError(
+            [f"simulation.account-delta: {section.account_delta:g}, but the plan has delta {delta:g}"],
+            "--set simulation.account-delta=1e-3 gives simulated nodes a larger account",
+        )
 
 
 def run_point(plan: Plan, root: Path, device: torch.device, watch: Callable[[RoundView], None]) -> None:

@@ -32,7 +32,8 @@ class SweepProgress:
         columns = (BarColumn(bar_width=16), TextColumn("{task.fields[told]}"), TimeRemainingColumn(compact=True))
         self._progress = Progress(*columns, console=console, refresh_per_second=2)
         total = sum(point.cost for point in sweep.points)
-        self._bar = self._progress.add_task("", total=total, completed=self._completed, told=self._told())
+        self._bar = self._progress.add_task("", total=total, told=self._told())
+        self._progress.update(self._bar, completed=self._completed)
 
     def show(self, event: sweep_workers.Progress | Ended) -> None:
         """Move the bar."""

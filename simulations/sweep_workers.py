@@ -24,7 +24,7 @@ from ..privacy.errors import FederationError
 
 TRIES = 2  # of a job whose worker died
 GRACE_SECONDS = 20.0  # for the rounds that are under way when everything is to stop
-_THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _READ_BYTES = 1 << 16
 _REASON_LENGTH = 300  # characters of a dead worker's last words
 
@@ -147,7 +147,7 @@ class _Worker:
     def __init__(self, device: str) -> None:
         self.job: Job | None = None
         self.is_ready = False
-        self._words = tempfile.TemporaryFile()  # what it prints; looked at only if it dies
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 -- what it prints, as long as it lives
         # -P: no module is taken from the folder that the sweep runs in. Its own session: Ctrl-C is not for it.
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", f"{__package__}.sweep_point", device],
