@@ -163,11 +163,12 @@ def test_readme_shows_the_targets_of_the_makefile() -> None:
     assert {"demo", "test"} <= shown <= targets
 
 
-def test_simulation_page_names_every_option_of_simulate() -> None:
+@pytest.mark.parametrize(("command", "heading"), [("simulate", "## Running one"), ("sweep", "## Sweeping")])
+def test_simulation_page_names_every_option(command: str, heading: str) -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, click.Group)
-    page = text_of("docs/simulation.md")
-    for parameter in group.commands["simulate"].params:
+    page = text_of("docs/simulation.md").split(heading)[1].split("\n## ")[0]
+    for parameter in group.commands[command].params:
         if isinstance(parameter, click.Option):
             assert f"| `{parameter.opts[0]}" in page, parameter.opts[0]
 
