@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import __version__
 from ..privacy.errors import TaskError

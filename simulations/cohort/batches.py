@@ -34,8 +34,8 @@ class Batch:
 
     def split(self, count: int) -> list["Batch"]:
         """In parts of at most `count` of each node."""
-        parts = zip(self.inputs.split(count), self.targets.split(count), self.real.split(count), strict=True)
-        return [Batch(*part) for part in parts]
+        parts = (torch.split(tensor, count) for tensor in (self.inputs, self.targets, self.real))
+        return [Batch(*part) for part in zip(*parts, strict=True)]
 
     def of(self, node: int) -> "Batch":
         """One node's own records, without what fills: N is 1."""

@@ -13,7 +13,7 @@ from ...privacy.plan import Plan
 from .batches import Batch
 from .model import CohortModel
 from .sums import CohortSums
-from .unsupported import Unsupported
+from .unsupported import UnsupportedError
 
 _NODES, _RECORDS = 2, 3  # records of each node
 _SEED = 202
@@ -22,32 +22,32 @@ _TOLERANCE = 1e-3  # of the largest gradient: above rounding, below any mistake
 
 
 def checked_model(task: Task, plan: Plan, device: torch.device) -> CohortModel:
-    """A task's model for many nodes, tried; raise Unsupported for one that must be trained node by node."""
+    """A task's model for many nodes, tried; raise UnsupportedError for one that must be trained node by node."""
     model = CohortModel(task, plan, device)
     check(model)
     return model
 
 
 def check(model: CohortModel) -> None:
-    """Raise Unsupported when a stacked model is not the task's own."""
+    """Raise UnsupportedError when a stacked model is not the task's own."""
     state = _state(model)
     try:
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             expected, found = _compared(model)
-    except Unsupported:
+    except UnsupportedError:
         raise
     except Exception as error:  # somebody's forward, with layers in it that are not those it knows
-        raise Unsupported(f"the model's forward: {type(error).__name__}: {error}") from error
+        raise UnsupportedError(f"the model's forward: {type(error).__name__}: {error}") from error
     finally:
         model.forget()
     if any(not torch.equal(before, after) for before, after in zip(state, _state(model), strict=True)):
-        raise Unsupported("a module that changes its state when records pass")
+        raise UnsupportedError("a module that changes its state when records pass")
     if not torch.allclose(expected, found, rtol=0, atol=_TOLERANCE * max(float(expected.abs().max()), 1e-6)):
-        raise Unsupported("the model's forward: its records or its nodes do not stay apart")
+        raise UnsupportedError("the model's forward: its records or its nodes do not stay apart")
 
 
 def _compared(model: CohortModel) -> tuple[Tensor, Tensor]:
-    """The sums [N, d] of the task's own model, and those of the stacked one."""
+    """The sums [N, d] of the task's own model, and those of the stacked one; then the first node's alone."""
     generator = torch.Generator().manual_seed(_SEED)
     records = model.task.facts(model.options).example(_NODES * _RECORDS, generator).to(model.device)
     initial = model.joined(model.initial)
@@ -61,15 +61,17 @@ def _compared(model: CohortModel) -> tuple[Tensor, Tensor]:
     clip_norm = max(float(norms.median()), 1e-6) if model.plan.privacy.clip_norm is not None else None
     shares = torch.ones_like(norms) if clip_norm is None else (clip_norm / norms).clamp(max=1.0)
     batch = Batch(
-        records.inputs.unflatten(0, (_RECORDS, _NODES)),
-        records.targets.unflatten(0, (_RECORDS, _NODES)),
+        records.inputs.view(_RECORDS, _NODES, *records.inputs.shape[1:]),
+        records.targets.view(_RECORDS, _NODES, *records.targets.shape[1:]),
         torch.ones(_RECORDS, _NODES, dtype=torch.bool, device=model.device),
     )
     before = torch.get_rng_state()
-    found, _ = CohortSums(model, clip_norm)(values, batch)
+    sums = CohortSums(model, clip_norm)
+    found = torch.cat([sums(values, batch)[0], sums(values[:1], batch.of(0))[0]])
     if not torch.equal(before, torch.get_rng_state()):
-        raise Unsupported("a module that draws random numbers")
-    return (shares.unsqueeze(2) * gradients).sum(dim=1), found
+        raise UnsupportedError("a module that draws random numbers")
+    expected = (shares.unsqueeze(2) * gradients).sum(dim=1)
+    return torch.cat([expected, expected[:1]]), found
 
 
 def _one_by_one(model: CohortModel, values: Tensor, records: Records) -> Tensor:

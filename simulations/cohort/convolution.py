@@ -91,7 +91,8 @@ class StackedConvolution(StackedLayer):
             units * self._groups,
             [False, True, False],
         )
-        return gradient.contiguous()
+        contiguous: Tensor = gradient.contiguous()
+        return contiguous
 
     def _weighted(self, backprops: Tensor, weights: Tensor) -> Tensor:
         return weighted_channels(backprops, weights)

@@ -31,7 +31,7 @@ def _sums_by_node(model: CohortModel, records: Records, owners: Tensor, nodes: i
     model.plain.eval()
     sums = torch.zeros(nodes, len(names), dtype=torch.float64)
     with torch.no_grad():
-        for part, owner in zip(records.chunks(EVALUATED_AT_ONCE), owners.split(EVALUATED_AT_ONCE), strict=True):
+        for part, owner in zip(records.chunks(EVALUATED_AT_ONCE), torch.split(owners, EVALUATED_AT_ONCE), strict=True):
             scores = model.task.metrics(model.plain(part.inputs), part.targets)
             for place, name in enumerate(names):
                 if name not in scores:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ...client.clipping import sum_rounding
 from .stacked import StackedLayer, lengths, squared_lengths
-from .unsupported import Unsupported, described
+from .unsupported import UnsupportedError, described
 
 
 class StackedLinear(StackedLayer):
@@ -81,7 +81,7 @@ class StackedEmbedding(StackedLayer):
     def __init__(self, layer: nn.Embedding, path: str) -> None:
         super().__init__(layer)
         if layer.padding_idx is not None or layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
-            raise Unsupported(f"{described(layer, path)} with padding_idx, max_norm, scale_grad_by_freq or sparse")
+            raise UnsupportedError(f"{described(layer, path)} with padding_idx, max_norm, scale_grad_by_freq or sparse")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """See the class."""

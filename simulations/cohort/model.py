@@ -2,7 +2,7 @@
 
 The model's own forward runs as it is, on the folded records [B * N, ...] of all nodes; only its trained layers are
 others. That is right as long as the rest treats each record by itself, which `check.py` tries before a model is used.
-What cannot be stacked is named: `Unsupported.layer`.
+What cannot be stacked is named: `UnsupportedError.layer`.
 """
 
 import copy
@@ -23,11 +23,11 @@ from .chain import Chain
 from .convolution import StackedConvolution
 from .layers import StackedEmbedding, StackedGroupNorm, StackedLayerNorm, StackedLinear
 from .stacked import StackedLayer
-from .unsupported import Unsupported, described
+from .unsupported import UnsupportedError, described
 
 Make = Callable[[Any, str, bool], StackedLayer]
 
-_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Slot:
 
 
 class CohortModel:
-    """A task's model on a device, ready for one plan; raise Unsupported for a model that cannot be stacked.
+    """A task's model on a device, ready for one plan; raise UnsupportedError for a model that cannot be stacked.
 
     Not believed before `check.check` has tried it: `checked_model` does both.
 
@@ -126,7 +126,7 @@ def _slots(model: nn.Module) -> Iterator[Slot]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             if parameter.dtype != torch.float32:
-                raise Unsupported(f"parameters of type {parameter.dtype}")
+                raise UnsupportedError(f"parameters of type {parameter.dtype}")
             yield Slot(name, parameter.shape, start)
             start += parameter.numel()
 
@@ -135,12 +135,14 @@ def _refuse(model: nn.Module) -> None:
     """What cannot be seen in a single layer: parameters in two places, hooks, random numbers."""
     named = [p for _, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
     if len(named) != len(set(named)):
-        raise Unsupported("a parameter that is used in two places")
+        raise UnsupportedError("a parameter that is used in two places")
     for path, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-            raise Unsupported(f"{described(module, path)} with hooks")
-        if isinstance(module, _RANDOM):
-            raise Unsupported(f"{described(module, path)}, which draws random numbers")
+            raise UnsupportedError(f"{described(module, path)} with hooks")
+        if isinstance(module, _RANDOM) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0):
+            raise UnsupportedError(f"{described(module, path)}, which draws random numbers")
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UnsupportedError(f"{described(module, path)}, which mixes records")
 
 
 def _stacked(module: nn.Module, path: str, adds_rounding: bool) -> nn.Module:
@@ -152,7 +154,7 @@ def _stacked(module: nn.Module, path: str, adds_rounding: bool) -> nn.Module:
         layer.path = path
         return layer
     if own_parameters(module):
-        raise Unsupported(described(module, path))
+        raise UnsupportedError(described(module, path))
     inner = {n: _stacked(m, f"{path}.{n}".lstrip("."), adds_rounding) for n, m in module.named_children()}
     if type(module).forward is nn.Sequential.forward:
         flat = [list(part.stages) if isinstance(part, Chain) else [part] for part in inner.values()]

@@ -33,6 +33,7 @@ class StackedLayer(nn.Module):
         self._inputs: Tensor | None = None
         self._kept: dict[str, Tensor] | None = None
         self.output: Tensor | None = None
+        self._version = 0
 
     def bind(self, nodes: int, values: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
         """Use these parameters [N, *shape], and add to these sums [N, *shape]: views, not copies."""
@@ -42,6 +43,11 @@ class StackedLayer(nn.Module):
         """Leave nothing of a batch behind."""
         self._inputs = self._kept = self.output = None
 
+    @property
+    def is_overwritten(self) -> bool:
+        """Whether something changed in place what this layer gave: no derivative by that can be had."""
+        return self.output is not None and self.output._version != self._version
+
     def squared_norms(self, backprops: Tensor) -> Tensor:
         """Of each record's gradient by this layer's parameters, [B, N] float64."""
         inputs, backprops = self._apart(self._seen(), backprops)
@@ -49,7 +55,7 @@ class StackedLayer(nn.Module):
         if at_once >= len(inputs):
             self._kept = self._gradients(inputs, backprops)
             return self._squared(self._kept)
-        parts = zip(inputs.split(at_once), backprops.split(at_once), strict=True)
+        parts = zip(torch.split(inputs, at_once), torch.split(backprops, at_once), strict=True)
         return torch.cat([self._squared(self._gradients(*part)) for part in parts])
 
     def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
@@ -98,6 +104,7 @@ class StackedLayer(nn.Module):
         if torch.is_grad_enabled():
             self._inputs = inputs.detach()
             self.output = output if output.requires_grad else output.requires_grad_()
+            self._version = output._version
         return output
 
     def _seen(self) -> Tensor:

@@ -15,6 +15,7 @@ from ...client.clipping import HELD_RECORDS, clip_weights, scale_of
 from ...privacy.errors import TaskError
 from .batches import Batch
 from .model import CohortModel
+from .unsupported import UnsupportedError
 
 
 class CohortSums:
@@ -63,6 +64,8 @@ class CohortSums:
 
     def _added(self, losses: Tensor, real: Tensor) -> Tensor:
         layers = [layer for layer in self._model.layers if layer.output is not None]
+        if any(layer.is_overwritten for layer in layers):
+            raise UnsupportedError("the model's forward: it overwrites what a layer gave")
         outputs = [layer.output for layer in layers if layer.output is not None]
         starts = real.flatten().to(losses.dtype)
         backprops = torch.autograd.grad(losses, outputs, grad_outputs=starts, allow_unused=True)

@@ -1,4 +1,4 @@
-"""Unsupported: what the cohort engine says of a model that it does not know; the caller trains node by node then."""
+"""UnsupportedError: a model that the cohort engine does not know; the caller trains it node by node."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from ...privacy.errors import TaskError
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
-class Unsupported(TaskError):
+class UnsupportedError(TaskError):
     """A model that the engine cannot stack. `layer` names what it stumbled over, for a line like `sequential: LSTM`."""
 
     def __init__(self, layer: str) -> None:
