@@ -22,9 +22,13 @@ _COLUMNS = {"sequence", "time", "kind", "body", "previous", "hash", "signature"}
 
 
 class Witnesses:
-    """What the server remembers of every node's ledger. Several threads may ask; of one owner, one at a time."""
+    """What the server remembers of every node's ledger. Several threads may ask; of one owner, one at a time.
 
-    def __init__(self, folder: Path, key: SigningKey) -> None:
+    `survives_power_cut`: False where the ledgers do not either, which is in simulations.
+    """
+
+    def __init__(self, folder: Path, key: SigningKey, survives_power_cut: bool = True) -> None:
+        self._survives_power_cut = survives_power_cut
         self._folder = folder
         self._key = key
         self._by_owner: dict[str, Witness] = {}
@@ -65,14 +69,16 @@ class Witnesses:
     def _of(self, owner: str) -> Witness:
         with self._lock:
             if owner not in self._by_owner:
-                self._by_owner[owner] = Witness(self.file(owner), owner, self._key)
+                self._by_owner[owner] = Witness(
+                    self.file(owner), owner, self._key, survives_power_cut=self._survives_power_cut
+                )
             return self._by_owner[owner]
 
 
 def witnesses_in(ledgers: Path) -> Witnesses:
     """The memories that lie beside simulated ledgers, under a key of their own."""
     folder = ledgers / "witness"
-    return Witnesses(folder, SigningKey.load_or_create(folder / "server.pem"))
+    return Witnesses(folder, SigningKey.load_or_create(folder / "server.pem"), survives_power_cut=False)
 
 
 def _charges(text: object) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, be
         name=name,
         source=world.shares[name],
         guard=Guard(accounts, plan.dataset, _policy(folders)),
-        answers=Answers(folders.answers / name),
+        answers=Answers(folders.answers / name, survives_power_cut=False),  # nor does a simulation's ledger
         workshop=bench.trainer,
         draws=lambda submission, attempt: simulated_draw(submission, attempt, name),
     )

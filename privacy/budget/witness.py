@@ -74,8 +74,17 @@ class Witness:
     Several threads may ask. `charges`: the hashes of those in the file.
     """
 
-    def __init__(self, path: Path, owner: str, key: SigningKey, most_bytes: int = WITNESS_BYTES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        owner: str,
+        key: SigningKey,
+        most_bytes: int = WITNESS_BYTES,
+        survives_power_cut: bool = True,
+    ) -> None:
+        """`survives_power_cut`: False where the ledgers do not either, which is in simulations."""
         self._path = path
+        self._survives_power_cut = survives_power_cut
         self._owner = owner
         self._key = key
         self._most_bytes = most_bytes
@@ -154,7 +163,8 @@ class Witness:
             try:
                 if file.write(content) != len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())  # what was countersigned is not forgotten, not even in a power cut
+                if self._survives_power_cut:  # what was countersigned is not forgotten then
+                    os.fsync(file.fileno())
             except OSError:
                 file.truncate(before)
                 raise
