@@ -61,9 +61,9 @@ class StackedLayer(nn.Module):
     def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
         """Add the sum of the records' gradients, each times its weight [B, N], to what was bound."""
         if self._kept is not None and weights is not None:
+            by_node = torch.diag_embed(weights).flatten(0, 1).t()  # [N, B * N]: one product, which copies nothing
             for name, gradients in self._kept.items():  # [B, N, P]
-                summed = torch.bmm(weights.t().unsqueeze(1), gradients.transpose(0, 1)).squeeze(1)
-                self._sums[name].add_(summed.view(self._sums[name].shape))
+                self._sums[name].add_((by_node @ gradients.flatten(0, 1)).view(self._sums[name].shape))
             return
         inputs, backprops = self._apart(self._seen(), backprops)
         if weights is not None:
