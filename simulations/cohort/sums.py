@@ -26,14 +26,16 @@ class CohortSums:
         self._clip_norm = clip_norm
         self._unscale = 1.0 if clip_norm is None else 1 / scale_of(clip_norm)
 
-    def __call__(self, values: Tensor, batch: Batch | None) -> tuple[Tensor, list[int]]:
-        """The sums [N, d] at parameters `values` [N, d], and how many records of each node were taken out."""
-        sums = torch.zeros_like(values)
+    def __call__(self, values: Tensor, batch: Batch | None, sums: Tensor) -> list[int]:
+        """Put into `sums` [N, d] those at parameters `values` [N, d]; how many records of each node were taken out."""
+        sums.zero_()
         taken_out = [0] * len(values)
         if batch is not None and not self._whole(values, sums, batch):
             sums.zero_()
             taken_out = [self._alone(values, sums, batch, node) for node in range(len(values))]
-        return sums if self._unscale == 1.0 else sums.mul_(self._unscale), taken_out
+        if self._unscale != 1.0:
+            sums.mul_(self._unscale)
+        return taken_out
 
     def _whole(self, values: Tensor, sums: Tensor, batch: Batch) -> bool:
         """All nodes in one pass; False, with the sums unfinished, when something is not finite."""

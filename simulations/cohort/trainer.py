@@ -91,6 +91,7 @@ class CohortTrainer:
         """The same, all members in one batch: one group of `groups_of`."""
         start = self._model.joined(parameters)
         values = start.repeat(len(members), 1)
+        values.grad = torch.empty_like(values)
         optimizer = optimizer_of(self._plan.training, [values])
         for member in members:
             member.randomness.module_seed()  # drawn and not used, as by a model without dropout
@@ -98,9 +99,9 @@ class CohortTrainer:
         denominators = torch.tensor([self._plan.privacy.sampling_rate * m.declared_size for m in members])
         taken_out = [0] * len(members)
         for _ in range(self._plan.training.local_steps):
-            sums, out = self._sums(values, pool.draw(self._plan.privacy.sampling_rate))
-            self._add_noise(sums, members)
-            values.grad = self._averaged(sums, denominators, values, start)
+            out = self._sums(values, pool.draw(self._plan.privacy.sampling_rate), values.grad)
+            self._add_noise(values.grad, members)
+            self._average(values.grad, denominators, values, start)
             optimizer.step()
             taken_out = [before + now for before, now in zip(taken_out, out, strict=True)]
         return CohortUpdate(self._model, self._rounded(values), tuple(taken_out), self._done())
@@ -113,10 +114,10 @@ class CohortTrainer:
         for total, member in zip(sums, members, strict=True):
             total.add_(member.randomness.gaussian(self._model.size).to(total.device), alpha=stddev)
 
-    def _averaged(self, sums: Tensor, denominators: Tensor, values: Tensor, start: Tensor) -> Tensor:
-        gradient = sums.div_(denominators.to(sums).unsqueeze(1))
-        proximal = self._plan.aggregation.proximal_mu or 0.0
-        return gradient.add_(values - start, alpha=proximal) if proximal else gradient
+    def _average(self, sums: Tensor, denominators: Tensor, values: Tensor, start: Tensor) -> None:
+        sums.div_(denominators.to(sums).unsqueeze(1))
+        if self._plan.aggregation.proximal_mu:
+            sums.add_(values - start, alpha=self._plan.aggregation.proximal_mu)
 
     def _rounded(self, values: Tensor) -> Tensor:
         """What leaves: with `update-precision` bfloat16 the nearest of its values, as float32."""
