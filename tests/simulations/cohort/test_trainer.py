@@ -1,5 +1,8 @@
 """Whole models and whole rounds: the cohort engine gives each node what LocalTrainer with Opacus gives it alone."""
 
+import ctypes
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +13,7 @@ from cohorts import CPU, AnyTask, Quiet, assert_alike, flat, one_by_one, shares_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from privet.client.randomness import Randomness, SeededRandomness
-from privet.client.tasks.protocol import Records, Task
+from privet.client.tasks.protocol import Partition, Records, Task
 from privet.client.tasks.registry import load_task
 from privet.client.training import LocalTrainer, TrainableModel
 from privet.privacy.submission import Submission
@@ -90,8 +93,8 @@ def seeded(node: int) -> Randomness:
 def test_digits(make_submission: Make, kind: str, private: bool) -> None:
     task: Task = load_task("digits")
     records = task.shipped({})
-    assignments = ["run.task=digits", f"model={{kind='{kind}'}}", "training.local-steps=3", "privacy.sampling-rate=0.3"]
-    submission = _digits(make_submission(*assignments[2:], private=private), kind)
+    assignments = ("training.local-steps=3", "privacy.sampling-rate=0.3")
+    submission = _digits(make_submission(*assignments, private=private), kind)
     assert_alike(task, submission, records, shares_of([20, 41, 33, 5, 18, 26]), seeded)
 
 
@@ -254,8 +257,7 @@ def test_what_was_done_is_told_as_a_node_tells_it(make_submission: Make) -> None
     task, submission = TASKS["mlp"], make_submission(private=True)
     update = together(task, submission, task.records(9), shares_of([9]), [Quiet()])
     trainable = TrainableModel(task, submission.plan, CPU)
-    local = LocalTrainer(trainable, submission, task.records(9), 9)  # type: ignore[arg-type]
-    local._records = task.records(9)
+    local = LocalTrainer(trainable, submission, Partition(task.records(9), torch.arange(9)), 9)
     local.train(local.initial(), Quiet())
     assert dict(update.done) == {name: value for name, value in local.done().items() if name in update.done}
     assert set(update.done) == {"steps", "sampling_rate", "noise_multiplier", "clip_norm"}
@@ -306,3 +308,11 @@ def test_same_seed_gives_the_same_bits(make_submission: Make) -> None:
     expected, _, _ = one_by_one(task, submission, records, shares, [seeded(n) for n in range(4)])
     assert expected.shape == first.shape
     assert flat(checked_model(task, submission.plan, CPU).initial).shape == (first.shape[1],)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks glibc")
+def test_freed_memory_is_kept_where_the_library_can_be_asked() -> None:
+    """In a process of its own: it lasts, and other tests measure memory."""
+    asked = "from privet.simulations.cohort.memory import keep_memory; print(keep_memory())"
+    answer = subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True).stdout.strip()
+    assert answer == str(hasattr(ctypes.CDLL(None), "gnu_get_libc_version"))
