@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
+from ..privacy.attendance import Attendance
 from ..privacy.budget.book import DeclaredDataset
 from ..privacy.budget.decisions import Cohort
 from ..privacy.budget.guard import Attempt, Guard, Standing
 from ..privacy.budget.ledger import Clock, Entry, system_clock
 from ..privacy.budget.signer import Signer
 from ..privacy.budget.witness import Countersigned, Head
-from ..privacy.errors import LedgerError, PrivetError, Refusal, RefusedError
+from ..privacy.errors import ChannelError, LedgerError, PrivetError, Refusal, RefusedError
 from ..privacy.parameters import Array, Parameters, hash_of, problem_of
 from ..privacy.signed import SignedSubmission
 from ..privacy.submission import Submission
 from .answers import Answer, Answers
+from .cohort import Peers
 from .draw import SYSTEM, Draw, public_draw
 from .operators import Operators
 
@@ -83,6 +85,7 @@ class Node:
     """One institution's party: its data set, its guard, its kept answers.
 
     `operators`: whose submissions it carries out. None in a simulation, where nothing is signed; a deployment has them.
+    `peers`: who counts towards a cohort; without them nobody but this node does, and it signs nothing itself.
     """
 
     def __init__(
@@ -95,11 +98,13 @@ class Node:
         draws: Draws | None = None,
         clock: Clock = system_clock,
         operators: Operators | None = None,
+        peers: Peers | None = None,
     ) -> None:
         if guard.is_deployment and (operators is None or not guard.asks_policy):
             raise ValueError("a deployment's node carries out what operators signed and its policy permits, no more")
         self.name = name
         self._operators = operators
+        self._peers = peers
         self._source = source
         self._guard = guard
         self._answers = answers
@@ -135,7 +140,7 @@ class Node:
         if request.witnessed is not None:
             self._guard.check_witnessed(request.witnessed)
         cohort = self._cohort_of(request, submission, now)
-        self._guard.admit(submission, now, signer)
+        self._guard.admit(submission, now, signer, attempt, cohort)
         kept = self._guard.begin(submission, attempt, request.witnessed, cohort)
         if kept is not None:
             self._guard.check_release(submission, attempt, cohort)
@@ -145,11 +150,15 @@ class Node:
         self._guard.answered(submission, attempt, answer_hash, trainer.done(), cohort)
         return answer
 
-    def consider(self, request: Request) -> None:
-        """Say beforehand what `answer` would: raise RefusedError for what will not be admitted. Charges nothing."""
+    def consider(self, request: Request) -> Attendance | None:
+        """Say beforehand what `answer` would: raise RefusedError for what will not be admitted. Charges nothing.
+
+        Gives the signature that this node takes part, for its peers; None in a simulation.
+        """
         submission, now = self._received(request), self._clock()
         self._check_ours(submission)
         self._guard.consider(submission, now, self._signer(submission, request, now))
+        return self._peers.attend(submission) if self._peers else None
 
     def prepare(self, content: bytes) -> None:
         """Make ready to train what is submitted; no record is read. Raises PrivetError where that fails."""
@@ -189,7 +198,12 @@ class Node:
 
     def _cohort_of(self, request: Request, submission: Submission, now: datetime) -> Cohort:
         """With whom: what this node can check of it."""
-        return Cohort()
+        if self._peers is None:
+            return Cohort()
+        try:
+            return self._peers.cohort(submission, request.cohort, now)
+        except ChannelError as error:
+            raise _malformed(error.message) from None
 
     def _trainer(self, submission: Submission) -> Trainer:
         if submission.hash not in self._trainers:
