@@ -7,10 +7,13 @@ The rules:
 3. A ledger that lacks what the server has witnessed is an older copy: nothing is trained until it was recovered,
    whatever the server says later.
 4. The first request of a run brings the signed submission; which data set serves it is looked up here, never sent.
+5. Whenever the policy, the pins or what a person said is another, so is the presence's `revision`: a random word, so
+   that the server can ask again, and learns no more than that.
 """
 
 import contextlib
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from ..privacy.budget.accounts import AccountBook
+from ..privacy.budget.asked import Pending
 from ..privacy.budget.guard import Guard
 from ..privacy.budget.ledger import system_clock
 from ..privacy.channel import words
@@ -32,6 +36,7 @@ from ..privacy.policy.policy_file import PolicyFile
 from ..privacy.signed import SignedSubmission
 from .answers import Answers
 from .app_worker import AppReference, AppWorker
+from .cohort import Peers
 from .describer import Describer
 from .link import Asked, Presence
 from .node import Node
@@ -49,6 +54,7 @@ log = logging.getLogger("privet.node")
 
 MOST_SEATS = 64  # as many as a server of ours has runs under way
 _IDLE_SECONDS = 600.0  # a seat that nobody asks for so long gives its process and its memory back
+_REVISION_BYTES = 8  # of a word that does not come again
 _STATE_SECONDS = 12 * 3600.0  # and what an app keeps between rounds: Flower's messages live as long by default
 
 
@@ -66,7 +72,9 @@ class NodeParty:
         self.operators = Operators(
             member.root, member.identity.federation, lambda: self.settings.operators, home.root / "denied-keys.json"
         )
-        self._policy = NodePolicy(PolicyFile(home.policy), lambda: self.settings)
+        self._policy_file = PolicyFile(home.policy)
+        self.peers = Peers(member, lambda: self.settings.peers, self.operators.is_revoked)
+        self._policy = NodePolicy(self._policy_file, lambda: self.settings)
         self._worker_settings = _worker_settings(self.settings, home.logs)
         self._workers = Workers(self._worker_settings)
         self._offers = Offers()
@@ -83,6 +91,9 @@ class NodeParty:
         self._declared: frozenset[str] = frozenset()
         self._tasks: dict[str, str] = {}
         self.orders = Orders()
+        self.pending: tuple[tuple[Pending, tuple[str, ...]], ...] = ()  # what waits for a person, and for which roles
+        self._decided_by: tuple[object, ...] = ()
+        self._revision = ""
         self.state, self.why, self.since = "connecting", "", time.time()
         self._offered: Presence | None = None
         self.look()
@@ -92,7 +103,7 @@ class NodeParty:
     def presence(self) -> Presence:
         """What is offered now."""
         is_paused = self.orders.is_paused or self.is_stopping or self._behind is not None
-        return Presence(is_paused, self._tasks, tuple(self.settings.apps))
+        return Presence(is_paused, self._tasks, tuple(self.settings.apps), self._revision)
 
     def take(self, asked: Asked) -> None:
         """Give a request to its run's seat, or answer it with what the orders say."""
@@ -169,6 +180,7 @@ class NodeParty:
         for run_id in self.orders.withdrawn:
             if (seat := self._seats.get(run_id)) is not None:
                 seat.cancel("the institution withdrew")
+        self._revise()
         self._close_idle()
         before, self._offered = self._offered, self.presence()
         return self._offered != before
@@ -198,6 +210,17 @@ class NodeParty:
         self._teller.close()
 
     # ---- its own ----
+
+    def _revise(self) -> None:
+        """Another revision where decisions may be other than at the last look."""
+        said, pending = self._teller.asked()
+        if pending != self.pending:
+            self.pending = pending
+            self._show()
+        settings = self.settings
+        decided_by = (self._policy_file.rules().hash, said, settings.operators, settings.peers, settings.policy)
+        if decided_by != self._decided_by:
+            self._decided_by, self._revision = decided_by, secrets.token_hex(_REVISION_BYTES)
 
     def _seat(self, run_id: str) -> Seat | None:
         """The run's seat, or a new one; None where there are too many: each is a thread, and any server may ask."""
@@ -260,6 +283,7 @@ class NodeParty:
             answers=Answers(self._home.answers),
             workshop=self._workers,
             operators=self.operators,
+            peers=self.peers,
         )
 
     def _app(self, submission: AppSubmission, signed: SignedSubmission, node_id: int) -> "_App":

@@ -8,7 +8,7 @@ import copy
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Error, Message, Metadata, RecordDict
@@ -135,6 +135,21 @@ class GrpcGrid(RunGrid):
         while names - {node.name for node in seen} and (left := end - time.monotonic()) > 0:
             self._check_going_on()
             seen = self._hub.wait_for_change(seen, left)
+
+    def revisions(self) -> dict[int, str]:
+        """See RunGrid."""
+        return self._revisions(self._hub.nodes())
+
+    def wait_for_revisions(self, seen: Mapping[int, str], seconds: float) -> None:
+        """See RunGrid."""
+        end, nodes = time.monotonic() + seconds, self._hub.nodes()
+        while self._revisions(nodes) == seen and (left := end - time.monotonic()) > 0:
+            self._check_going_on()
+            nodes = self._hub.wait_for_change(nodes, left)
+        self._check_going_on()
+
+    def _revisions(self, nodes: Iterable[NodeView]) -> dict[int, str]:
+        return {node.node_id: node.revision for node in self._terms.fit(nodes)[0]}
 
     def notes(self) -> dict[str, str]:
         """Which connected nodes are not asked, and why."""

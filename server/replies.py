@@ -30,19 +30,35 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a reply cannot be used: a Refusal of the node, or a word of the server's own."""
+    """Why a reply cannot be used: a Refusal of the node, or a word of the server's own.
+
+    `disclosed`: what the institution lets be told of it, for people; nothing is decided by it.
+    """
 
     code: str
+    disclosed: str = ""
+
+    @property
+    def text(self) -> str:
+        """Both, as they are shown."""
+        return f"{self.code}{words.DISCLOSED}{self.disclosed}" if self.disclosed else self.code
 
 
 def failure_of(reply: Message) -> Failure | None:
-    """The node's refusal, a failed app, or nothing. The reason's text is believed only as a code of the closed list."""
+    """The node's refusal, a failed app, or nothing.
+
+    The reason is believed only as a code of the closed list; what is disclosed after it, only as a line to be shown.
+    """
     if not reply.has_error():
         return None
-    reason = reply.error.reason
-    if reply.error.code == words.REFUSED and reason in REFUSAL_CODES:
-        return Failure(str(reason))
+    code, _, disclosed = (reply.error.reason or "").partition(words.DISCLOSED)
+    if reply.error.code == words.REFUSED and code in REFUSAL_CODES:
+        return Failure(code, disclosed if _can_be_shown(disclosed) else "")
     return Failure(_SERVERS_OWN.get(reply.error.code, "app-failed"))
+
+
+def _can_be_shown(disclosed: str) -> bool:
+    return len(disclosed) <= words.LONGEST_DISCLOSED and disclosed.isprintable()
 
 
 def member_of(reply: Message) -> Member | Failure:

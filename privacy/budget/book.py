@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import Any, Self
 
+from .asked import Asked, Pending
 from .filters import FilterName, renyi_epsilon
 
 INFINITE = Decimal("Infinity")
@@ -105,23 +106,11 @@ class KnownSigner:
     key_fingerprint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A submission that waits for a person. `roles`: whose approval it needs; `plan`: its canonical text."""
-
-    run: str
-    submission: str
-    operator: str
-    roles: tuple[str, ...]
-    plan: str
-    since: str
-
-
 class Book:
     """Accounts, data sets and charges, by name. `signers` and `apps` (the submission's hash): by run.
 
-    `facts`: what was known when a run was admitted, by run; `policies`: hashes of all that ever decided;
-    `approvals`: what each role said of a submission, by its hash; `pending`: by run.
+    `facts`: what was known when a run was admitted, by run; `policies`: hashes of all that ever decided; `asked`: what
+    people were asked to approve, and what they said.
     """
 
     def __init__(self) -> None:
@@ -135,8 +124,7 @@ class Book:
         self.apps: dict[str, str] = {}
         self.facts: dict[str, str] = {}
         self.policies: set[str] = set()
-        self.approvals: dict[str, dict[str, str]] = {}
-        self.pending: dict[str, Pending] = {}
+        self.asked = Asked()
         self.refused: set[Refused] = set()  # of one day, the newest that something was refused on
         self._refused_on = ""
 
@@ -149,6 +137,16 @@ class Book:
         fold = _FOLDS.get(kind)
         if fold is not None:
             fold(self, content)
+
+    @property
+    def approvals(self) -> Mapping[str, Mapping[str, str]]:
+        """What each role said of a submission, by its hash."""
+        return self.asked.said
+
+    @property
+    def pending(self) -> Mapping[str, Pending]:
+        """What waits for a person, by run."""
+        return self.asked.waiting
 
     def signer_of(self, run: str, submission: str) -> KnownSigner | None:
         """Who signed it, as it was checked at its admission; None where it was not admitted."""
@@ -170,13 +168,7 @@ class Book:
             self._refuse(run, content["submission"], refused_as(content), time[:10])
         elif content["action"] in _ADMISSIONS:
             self.facts.setdefault(run, content["facts"])
-        if verdict == "pending":
-            roles = tuple(content["approvals"].split())
-            self.pending[run] = Pending(
-                run, content["submission"], content["operator"], roles, content["plan"], since=time
-            )
-        elif content["action"] in _ADMISSIONS:
-            self.pending.pop(run, None)
+        self.asked.decide(content, time, is_admission=content["action"] in _ADMISSIONS)
 
     def dump(self) -> str:
         """Everything, as JSON; `load` reads it back."""
@@ -195,8 +187,7 @@ class Book:
                 "apps": self.apps,
                 "facts": self.facts,
                 "policies": sorted(self.policies),
-                "approvals": self.approvals,
-                "pending": [asdict(pending) for pending in self.pending.values()],
+                "asked": self.asked.dump(),
                 "refused": sorted(self.refused),
                 "refused_on": self._refused_on,
             },
@@ -224,9 +215,7 @@ class Book:
         book.apps = dict(told.get("apps", {}))
         book.facts = dict(told.get("facts", {}))
         book.policies = set(told.get("policies", ()))
-        book.approvals = {submission: dict(said) for submission, said in told.get("approvals", {}).items()}
-        for pending in told.get("pending", ()):
-            book.pending[pending["run"]] = Pending(**{**pending, "roles": tuple(pending["roles"])})
+        book.asked = Asked.load(told.get("asked", {}))
         book.refused = {(run, submission, code) for run, submission, code in told.get("refused", ())}
         book._refused_on = told.get("refused_on", "")
         return book
@@ -325,13 +314,7 @@ def _take_policy(book: Book, content: Mapping[str, Any]) -> None:
 
 
 def _approve(book: Book, content: Mapping[str, Any]) -> None:
-    """What a person said of a submission; the last word of each role counts."""
-    book.approvals.setdefault(content["submission"], {})[content["role"]] = content["verdict"]
-    pending = book.pending.get(content["run"])
-    if pending is not None and pending.submission == content["submission"]:
-        said = book.approvals[content["submission"]]
-        if "refused" in said.values() or all(said.get(role) == "approved" for role in pending.roles):
-            del book.pending[content["run"]]
+    book.asked.answer(content)
 
 
 def _recover_charge(book: Book, content: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ class Asked:
         self.now = 0.0
         self.noted: list[tuple[int, str]] = []
         self.under = LocalRunGrid([FakeNode("north"), FakeNode("south"), FakeNode("west")], fault=fault)
-        self.grid = AppGrid(self.under, lambda node, code: self.noted.append((node, code)), lambda: self.now)
+        self.grid = AppGrid(self.under, lambda node, why: self.noted.append((node, why.text)), lambda: self.now)
 
     def message(self, node: int, ttl: float = 60.0, **records: ConfigRecord) -> Message:
         made = Message(RecordDict(dict(records)), node, "query.none", ttl=ttl)
