@@ -38,7 +38,7 @@ class Attendances:
     def config(self, node_ids: Iterable[int]) -> dict[str, bytes]:
         """What comes with a request to these nodes: all of theirs. Nothing where nobody signed, as in a simulation.
 
-        Of more than travel at once (attendance.encoded) those with the lowest numbers are told; the others count nowhere.
+        Of more than travel at once (attendance.encoded) those with the lowest numbers are told, and the others not.
         """
         asked = tuple(sorted(node_id for node_id in node_ids if node_id in self._by_node))
         if asked != self._told[0]:
