@@ -20,6 +20,7 @@ from .privacy.cli import plan_app
 from .privacy.errors import PlanError, PrivetError
 from .server.federation_cli import federation_app, invite, revoke
 from .server.nodes_cli import list_nodes
+from .server.project_cli import project_app
 from .server.run_cli import run_app
 from .server.serve_cli import serve
 from .simulations.cli import simulate
@@ -40,6 +41,7 @@ app.command()(tasks)
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(budget_app, name="budget")
 app.add_typer(run_app, name="run")
+federation_app.add_typer(project_app, name="project")
 app.add_typer(federation_app, name="federation")
 app.command()(invite)
 app.command()(join)
