@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..privacy.budget.options import AsJson, PassphraseFile
-from ..privacy.channel.member import IDENTITY, Member, has_joined, own_certificate
+from ..privacy.channel.member import IDENTITY, Member, own_certificate
 from ..privacy.errors import ChannelError, UsageError
 from ..privacy.home import Home, passphrase_from
 from ..privacy.log_lines import Level, LogJson, LogLevel, write_logs
@@ -82,9 +82,9 @@ def status(as_json: AsJson = False) -> None:
     home = Home.of(os.environ)
     told: dict[str, Any] = {"is_running": is_running(home), "home": str(home.root)}
     told |= told_status(home)
-    orders, identity = read_orders(home.orders), home.root / IDENTITY
+    orders = read_orders(home.orders)
     told |= {"is_paused": orders.is_paused, "withdrawn": list(orders.withdrawn)}
-    told |= {"key_fingerprint": own_certificate(identity).key_fingerprint if has_joined(identity) else ""}
+    told |= {"key_fingerprint": _fingerprint(home)}
     if as_json:
         print(json.dumps(told))
         return
@@ -166,6 +166,14 @@ def _check(home: Home, member: Member, passphrase: bytes | None) -> None:
     if failed:
         raise ChannelError(f"not ready: {', '.join(failed)}", "mend what the lines above name, then check again")
     print("ready; next: privet node")
+
+
+def _fingerprint(home: Home) -> str:
+    """Of the node's own key, as its certificate has it; empty where nobody joined, or what was written is damaged."""
+    try:
+        return own_certificate(home.root / IDENTITY).key_fingerprint
+    except ChannelError:
+        return ""
 
 
 def _order(is_paused: bool) -> None:
