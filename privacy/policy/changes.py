@@ -136,7 +136,7 @@ def _wanted(term: Term, span: Span, now: Any, value: Any) -> str:
     if isinstance(now, str):
         if span.words is None:
             return f"other than {', '.join(sorted(map(str, span.but)))}"
-        return " or ".join(sorted(map(str, span.words)))
+        return " or ".join(sorted(value_of(term, word) for word in span.words))
     if value == now:
         return f"other than {value_of(term, now)}"
     low, high = value_of(term, span.low), value_of(term, span.high)

@@ -1,6 +1,6 @@
 """Explained: a decision, by which rules, what each of them saw, and what would have to change."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from .conditions import terms_in
 from .rules import Decision, Question, Rule, Rules, Verdict
 from .units import name_of, value_of
 
-_WORDS = {Verdict.PERMITTED: "admitted", Verdict.DENIED: "refused", Verdict.PENDING: "waits for approval"}
+_WORDS = {Verdict.PERMITTED: "permitted", Verdict.DENIED: "refused", Verdict.PENDING: "waits for approval"}
 _PARTS = ("principal", "action", "resource")
 
 
@@ -45,11 +45,11 @@ class Explained:
     near: Near | None = None
     then: Decision | None = None
 
-    def lines(self) -> Sequence[str]:
-        """For a person."""
-        told = [f"{self.action}: {_WORDS[self.decision.verdict]}{self._why()}"]
+    def lines(self, name: str = "", known: Collection[str] = ()) -> Sequence[str]:
+        """For a person. `name`: what the action is called; `known`: rules that were told of before."""
+        told = [f"{name or self.action}: {_WORDS[self.decision.verdict]}{self._why()}"]
         for one in self.said:
-            told += [f"  {line}" for line in _said_lines(one)]
+            told += [f"  {line}" for line in _said_lines(one)[: 1 if one.rule in known else None]]
         if self.then is not None and self.then.is_permitted:
             told.append("  with that it would be permitted")
         elif self.then is not None and self.then.rules:

@@ -12,6 +12,7 @@ _OF_PLAN = ("epsilon", "noiseMultiplier", "clipNorm", "samplingRate", "evaluatio
 _OF_ACCOUNT = ("epsilonLimit", "epsilonAfter", "epsilonOfOperator", "epsilonOfProject")
 _MILLIONTHS = frozenset((*_OF_PLAN, "momentum", "weightDecay", *_OF_ACCOUNT))
 _TRILLIONTHS = frozenset(("delta", "deltaLimit", "deltaAfter"))
+_KEY = 16  # digits of a fingerprint that are shown
 _DAYS = frozenset(("expires", "date"))
 _NAMES = {
     "context.account.name": "account",
@@ -60,6 +61,8 @@ def value_of(term: Sequence[str], value: Any) -> str:
         return "::".join(map(str, value.get("__entity", value).values()))
     if isinstance(value, list | tuple | frozenset):
         return ", ".join(sorted(map(str, value))) or "none"
+    if term[-1] == "key":
+        return f"{value[:_KEY]}…" if len(value) > _KEY else value or "none"
     return str(value) or "none"
 
 
