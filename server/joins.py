@@ -1,7 +1,8 @@
 """Which of the connected nodes the server's policy lets join a run: the action joinRun.
 
 It is asked whenever nodes come and go, so a decision is kept as long as nothing it rests on has changed: the rules, the
-minute, the node's key and its projects. A run is shown as it was submitted: nobody is its member yet.
+node's key and its projects, and the minute where the rules speak of time. A run is shown as it was submitted: nobody is
+its member yet. A decision is entered in the log when it is another than before.
 """
 
 import logging
@@ -56,7 +57,7 @@ class Joins:
     def denied(self, nodes: Iterable[NodeView]) -> dict[str, str]:
         """The nodes that may not join, and why."""
         rules, moment, projects = self._rules(), moment_of(self._clock(), None), self._projects_now()
-        as_of = (rules.hash, *moment.values())
+        as_of = (rules.hash, *(moment.values() if _may_speak_of_time(rules) else ()))
         if as_of != self._as_of:
             self._kept, self._as_of = {}, as_of
         found = {}
@@ -85,3 +86,8 @@ class Joins:
                 raise
             log.warning("projects as they were: %s", error.message)
         return self._seen
+
+
+def _may_speak_of_time(rules: Rules) -> bool:
+    """Whether time may matter: a rule that reads it names it, or escapes the name."""
+    return "time" in rules.text or "\\" in rules.text

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from privet.privacy.budget.ledger import Clock, system_clock
 from privet.privacy.errors import UsageError
 from privet.privacy.policy.policy_file import default_policy
 from privet.privacy.policy.rules import Rules
@@ -48,10 +49,11 @@ def shipped_policy(
     facts: Facts | None = None,
     log: Path = Path("/dev/null"),
     rules: Callable[[], Rules] = lambda: SHIPPED,
+    clock: Clock = system_clock,
 ) -> ServerPolicy:
     """The policy of a server in this federation."""
     known = facts or Facts()
-    return ServerPolicy(rules, Questions(federation, known, known, known), DecisionLog(log))
+    return ServerPolicy(rules, Questions(federation, known, known, known), DecisionLog(log), clock)
 
 
 def a_run(run_id: str, project: str | None = None, members: tuple[str, ...] = (), operator: str = "alice") -> RunRecord:
