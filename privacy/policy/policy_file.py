@@ -1,7 +1,7 @@
 """The file that a party's policies stand in, read anew when it changes. What does not validate replaces nothing.
 
-A file that is missing, or was never valid since the process began, permits nothing: every decision is a denial that
-says so. Threads may share it.
+A file that is missing permits nothing, nor does one that was never valid since it came or since the process began:
+every decision is a denial that says so. Threads may share it.
 """
 
 import logging
@@ -43,6 +43,8 @@ class PolicyFile:
         try:
             rules = read_rules(self.path)
         except PolicyError as error:
+            if seen is None:
+                self._rules = None  # whoever takes the file away takes its permissions away
             self.problem = error.message
             if self.problem != before:
                 held = f"rules {self._rules.hash[:12]} hold on" if self._rules else "nothing is permitted"

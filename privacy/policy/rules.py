@@ -246,7 +246,8 @@ def _parsed(text: str) -> Sequence[Rule]:
     for place, (_, form) in enumerate(found):
         line = lines[place] if len(lines) == len(found) else 0
         notes = form.get("annotations") or {}
-        name, approval = notes.get("id") or "", notes.get("approval")
+        name = notes.get("id") or ""
+        approval = notes["approval"] or "" if "approval" in notes else None  # Cedar reads a bare @approval as null
         if not re.fullmatch(NAME_PATTERN, name, re.ASCII):
             problems.append(f'line {line}: the rule needs an @id("...") of lower-case letters, digits and dashes')
         elif name in seen:
