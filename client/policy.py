@@ -16,6 +16,7 @@ from typing import Any
 from ..privacy.budget.admission import Charge
 from ..privacy.budget.book import Account, Book
 from ..privacy.budget.decisions import Body, Case, Cohort, Decided, DeniedError, changed, facts_text
+from ..privacy.channel import words
 from ..privacy.errors import Refusal
 from ..privacy.plan_app import AppSubmission
 from ..privacy.policy.moments import moment_of, zone_of
@@ -26,7 +27,6 @@ from .settings import NodeSettings
 
 TLS = 13  # the channel speaks no other (privacy/channel/credentials.py)
 _NO_AGE = 2**53  # hours; of a certificate that nobody showed
-_LONGEST_DISCLOSED = 300  # characters
 
 
 class NodePolicy:
@@ -50,17 +50,22 @@ class NodePolicy:
         if decision.verdict is Verdict.PENDING:
             raise self._denial(Refusal.APPROVAL_PENDING, decision, decided, decision.why, "privet node pending")
         if not decision.is_permitted:
-            why = decision.why if rules.rules or not self._file.problem else self._file.problem
-            raise self._denial(Refusal.POLICY_DENIED, decision, decided, why, "privet policy explain PLAN")
+            problem = "" if rules.rules else self._file.problem  # it names a path: for the institution alone
+            raise self._denial(
+                Refusal.POLICY_DENIED, decision, decided, decision.why, "privet policy explain PLAN", problem
+            )
         return decided
 
-    def _denial(self, code: Refusal, decision: Decision, decided: Decided, why: str, remedy: str) -> DeniedError:
+    def _denial(
+        self, code: Refusal, decision: Decision, decided: Decided, why: str, remedy: str, problem: str = ""
+    ) -> DeniedError:
         disclosed = {
             "none": "",
             "rule": ", ".join(decision.rules),
             "full": why,
         }[self._settings().policy.disclose]
-        return DeniedError(code, f"{decided.body['action']}: {why}", remedy, decided, disclosed[:_LONGEST_DISCLOSED])
+        told = f"{decided.body['action']}: {problem or why}"
+        return DeniedError(code, told, remedy, decided, disclosed[: words.LONGEST_DISCLOSED])
 
 
 def question_of(case: Case, settings: NodeSettings) -> Question:
