@@ -105,9 +105,8 @@ def allow_command(at: "Callable[[str | None], Place]") -> Callable[..., None]:
         for line in place.side.pin(place.home, operator, key) if key and not pinned else ():
             print(line)
         known = place.side.known(place.home, passphrase_from(None, os.environ))
-        for doubt in doubts(rules, known):
-            if doubt.rule in grant.ids:
-                print(f"question: {doubt.told}")
+        for text in dict.fromkeys(doubt.text for doubt in doubts(rules, known) if doubt.rule in grant.ids):
+            print(f"question: {text}")
 
     return allow
 

@@ -119,7 +119,8 @@ def _unknown_names(rule: Rule, known: Known) -> Iterator[str]:
     for kind, name in dict.fromkeys(named):
         there = known.names.get(kind)
         if there is not None and name and name not in there:
-            yield f"{kind} {name} is not known here; {meant(name, there)}"
+            heard = "pinned here: nobody listens to it" if known.side == "node" and kind == "Operator" else "known here"
+            yield f"{kind} {name} is not {heard}; {meant(name, there)}"
     operator = form["principal"].get("entity", {}).get("id", "")
     for term, word in _words(rule):
         pinned = known.pins.get(operator)

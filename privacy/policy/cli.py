@@ -148,7 +148,11 @@ def _last_hash(place: Place) -> str:
 
 
 def _counted(rules: Rules) -> str:
-    return "1 rule" if len(rules.rules) == 1 else f"{len(rules.rules)} rules"
+    return _many(len(rules.rules), "rule")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _edit(at: At) -> Callable[..., None]:
@@ -170,7 +174,7 @@ def _edit(at: At) -> Callable[..., None]:
         print(f"wrote {place.path}: {_counted(rules)}, hash {rules.hash[:12]}; it holds from the next decision on")
         asked = len(doubts(rules, place.side.known(place.home, passphrase_from(None, os.environ))))
         if asked:
-            print(f"{asked} questions on it; next: privet policy check")
+            print(f"{_many(asked, 'question')} on it; next: privet policy check")
 
     return edit
 
@@ -202,7 +206,8 @@ def _check(at: At) -> Callable[..., None]:
         else:
             for one in found:
                 print(f"question: {one.told}")
-            print(f"{file or place.path}: valid, {_counted(rules)}, {len(found)} questions, hash {rules.hash[:12]}")
+            counted = f"{_counted(rules)}, {_many(len(found), 'question')}"
+            print(f"{file or place.path}: valid, {counted}, hash {rules.hash[:12]}")
         if found and strict:
             raise typer.Exit(1)
 

@@ -49,7 +49,9 @@ def edited(path: Path, default: str, environment: Mapping[str, str]) -> Rules | 
     if not editor:
         raise UsageError("no editor is named: $VISUAL and $EDITOR are empty", "EDITOR=nano, or --file FILE")
     before, draft = text_at(path, default), draft_of(path)
-    if not draft.exists():
+    if draft.exists():
+        _check_newer(draft, path)
+    else:
         draft.parent.mkdir(parents=True, exist_ok=True)
         write_whole(draft, before.encode())
     _open(editor, draft)
@@ -61,9 +63,18 @@ def edited(path: Path, default: str, environment: Mapping[str, str]) -> Rules | 
     try:
         rules = replaced_by_file(path, draft)
     except PolicyError as error:
-        raise PolicyError(error.problems, f"privet policy edit, which goes on with {draft}; nothing changed") from None
+        raise PolicyError(error.problems, f"privet policy edit goes on with {draft}; nothing was changed") from None
     draft.unlink()
     return rules
+
+
+def _check_newer(draft: Path, path: Path) -> None:
+    """A draft that is older than the policy would undo what was written since."""
+    if path.exists() and path.stat().st_mtime_ns > draft.stat().st_mtime_ns:
+        raise UsageError(
+            f"{path} was changed since the draft {draft} was left",
+            f"privet policy edit --file {draft} takes the draft; remove it to begin anew",
+        )
 
 
 def _open(editor: str, draft: Path) -> None:

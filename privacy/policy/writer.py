@@ -131,7 +131,7 @@ def _bounds(grant: Grant, action: str) -> Iterator[str]:
         return _rule(grant, suffix, words, "forbid", over, condition, "unless", notes)
 
     whose = f"project {grant.project}" if grant.project else f"operator {grant.operator}"
-    touches = action if grant.app else _TOUCHES
+    touches, begins = (action, "Runs begin") if grant.app else (_TOUCHES, "Records are touched")
     if grant.epsilon is not None:
         part = "epsilonOfProject" if grant.project else "epsilonOfOperator"
         limit = in_units(grant.epsilon, MILLIONTH, "--epsilon")
@@ -154,11 +154,11 @@ def _bounds(grant: Grant, action: str) -> Iterator[str]:
     if grant.secure_aggregation:
         yield forbid("secure-aggregation", "The server sees the sum alone.", "context.plan.secureAggregation")
     if grant.weekdays:
-        words = "Records are touched from Monday to Friday; what has begun may be answered later."
+        words = f"{begins} from Monday to Friday; what has begun may be answered later."
         yield forbid("weekdays", words, _DAYS, touches)
     if grant.hours is not None:
         begin, end = grant.hours
-        words = f"Records are touched from {begin}:00 to {end}:00; what has begun may be answered later."
+        words = f"{begins} from {begin}:00 to {end}:00; what has begun may be answered later."
         yield forbid("hours", words, f"context.time.hour >= {begin} && context.time.hour < {end}", touches)
     if grant.until is not None:
         words = f"Until {grant.until}, that day among them."
