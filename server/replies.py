@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
+from ..privacy.attendance import Attendance
 from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters
-from ..privacy.errors import REFUSAL_CODES, RefusedError
+from ..privacy.channel.identities import Certificate
+from ..privacy.errors import REFUSAL_CODES, ChannelError, RefusedError
 from ..privacy.parameters import Array, Parameters, problem_of
 from ..privacy.plan import NAME_PATTERN
 
@@ -75,6 +77,23 @@ def member_of(reply: Message) -> Member | Failure:
     if type(size) is not int or not 1 <= size <= LARGEST_DECLARED_SIZE:
         return Failure("malformed-description")
     return Member(reply.metadata.src_node_id, name, size)
+
+
+def attendance_of(reply: Message) -> Attendance | Failure | None:
+    """The signature, in its own name, with which a node takes part; None where it brings none, as in a simulation."""
+    member = member_of(reply)
+    config = None if isinstance(member, Failure) else reply.content.get(words.CONFIG)
+    if isinstance(member, Failure) or not isinstance(config, ConfigRecord) or words.SIGNATURE not in config:
+        return None
+    signature, chain = config.get(words.SIGNATURE), config.get(words.CERTIFICATES)
+    if not isinstance(signature, bytes) or not isinstance(chain, bytes):
+        return Failure("malformed-attendance")
+    try:
+        attendance = Attendance.of_pem(signature, chain)
+        is_own = Certificate.of_der(attendance.certificate).identity.name == member.name
+    except ChannelError:
+        return Failure("malformed-attendance")
+    return attendance if is_own else Failure("malformed-attendance")
 
 
 def size_of(reply: Message) -> int:

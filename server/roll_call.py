@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 from .attendances import Attendances
 from .events import Awaited, RollCalled, Tell
 from .minds import Minds
-from .replies import Failure, Member, member_of
+from .replies import Failure, Member, attendance_of, member_of
 from .roster import NO_ANSWER, REVISED, Revisions, Roster
 
 NameOf = Callable[[int], str]
@@ -50,7 +50,7 @@ class RollCall:
             node_id = reply.metadata.src_node_id
             if node_id in asked:
                 asked.remove(node_id)
-                self.attendances.note(reply)
+                self.attendances.note(node_id, attendance_of(reply))
                 self._enter(node_id, member_of(reply), present)
         for node_id in sorted(asked):
             self._enter(node_id, Failure(NO_ANSWER), present)

@@ -15,6 +15,7 @@ from privet.privacy.submission import Submission
 from privet.server.attendances import Attendances
 from privet.server.checkpoints import Checkpoints
 from privet.server.federation import Federation
+from privet.server.replies import attendance_of
 from signers import Authority
 
 Make = Callable[..., Submission]
@@ -34,6 +35,10 @@ def brought(submission: Submission, name: str, of: str = "", **changes: object) 
 def reply(node_id: int, config: ConfigRecord) -> Message:
     metadata = Metadata(1, "id", node_id, 1, "", "run-1", 1e9, 60.0, words.DESCRIBE)
     return Message(content=RecordDict({words.CONFIG: config}), metadata=metadata)
+
+
+def note(attendances: Attendances, node_id: int, config: ConfigRecord) -> None:
+    attendances.note(node_id, attendance_of(reply(node_id, config)))
 
 
 def names_in(cohort: object) -> list[str]:
@@ -61,29 +66,29 @@ def submission(make_submission: Make) -> Submission:
 )
 def test_what_is_malformed_is_not_handed_on(submission: Submission, changes: dict[str, object]) -> None:
     attendances = Attendances()
-    attendances.note(reply(7, brought(submission, "node-1", **changes)))
-    attendances.note(reply(8, brought(submission, "node-2")))
+    note(attendances, 7, brought(submission, "node-1", **changes))
+    note(attendances, 8, brought(submission, "node-2"))
     assert names_in(attendances.config([7, 8])[words.COHORT]) == ["node-2"]
 
 
 def test_node_brings_its_own_and_no_other(submission: Submission) -> None:
     attendances = Attendances()
-    attendances.note(reply(7, brought(submission, "node-1", of="node-2")))
+    note(attendances, 7, brought(submission, "node-1", of="node-2"))
     assert attendances.config([7]) == {}
 
 
 def test_what_was_brought_last_counts(submission: Submission) -> None:
     attendances = Attendances()
-    attendances.note(reply(7, brought(submission, "node-1")))
+    note(attendances, 7, brought(submission, "node-1"))
     assert names_in(attendances.config([7])[words.COHORT]) == ["node-1"]
-    attendances.note(reply(7, brought(submission, "node-1", **{words.SIGNATURE: b""})))
+    note(attendances, 7, brought(submission, "node-1", **{words.SIGNATURE: b""}))
     assert attendances.config([7]) == {}
 
 
 def test_encoded_once_for_all_nodes_of_a_round(submission: Submission) -> None:
     attendances = Attendances()
     for node_id, name in enumerate(NAMES, start=7):
-        attendances.note(reply(node_id, brought(submission, name)))
+        note(attendances, node_id, brought(submission, name))
     first = attendances.config([9, 7])[words.COHORT]
     assert attendances.config([7, 9])[words.COHORT] is first
     assert names_in(first) == ["node-1", "node-3"]
