@@ -153,8 +153,8 @@ def _about_run(questions: Questions, request: Any, peer: Peer) -> _About:
     except UsageError as error:
         nothing = _run(run_id[:_SHOWN], "", None, "unknown")
         return _About(nothing, f"run {run_id[:_SHOWN]!r}", problem=error)
-    standing = record.standing
-    members = frozenset({*standing.get("members", ()), *standing.get("participations", ())})
+    standing = record.standing  # members are those that were asked to train; of an app's run, all that took part
+    members = frozenset(standing.get("participations", standing.get("members", ())))
     return _About(_run(run_id, record.operator, record.project, record.state, members), f"run {run_id}")
 
 
