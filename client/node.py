@@ -131,9 +131,9 @@ class Node:
         submission, now = self._received(request), self._clock()
         self._check_ours(submission)
         signer = self._signer(submission, request, now)
+        self._guard.consider(submission, now, signer)  # before anything is built for a plan that will not be admitted
         trainer = self._trainer(submission)
         if request.stage == "initial":
-            self._guard.consider(submission, now, signer)
             return Answer(trainer.initial())
         attempt = _attempt(request, submission)
         _check_parameters(request, trainer)
