@@ -167,6 +167,7 @@ def test_rejected_run_fails_and_says_who_refused(wards: Wards) -> None:
     assert "no consent" not in json.dumps(page), "the reason is the institution's own"
 
 
+@pytest.mark.slow
 def test_run_goes_on_without_those_who_join_later(wards: Wards) -> None:
     """One person approves, and another institution changes its policy, while the first trains alone."""
     run_id = wards.deployment.submit(wards.plan, "aggregation.min-nodes=1", "run.rounds=400")

@@ -167,6 +167,7 @@ class EchoParty:
         self._reply = reply
         self.tasks = tasks if tasks is not None else {"digits": "1"}
         self.is_paused = False
+        self.revision = ""
         self.asked: list[Asked] = []
         self.dropped: list[bytes] = []
         self.countersigned: list[str] = []
@@ -175,7 +176,7 @@ class EchoParty:
         self._told = threading.Condition()
 
     def presence(self) -> Presence:
-        return Presence(self.is_paused, self.tasks, ())
+        return Presence(self.is_paused, self.tasks, (), self.revision)
 
     def take(self, asked: Asked) -> None:
         self.asked.append(asked)
