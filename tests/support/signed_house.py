@@ -34,10 +34,10 @@ MODEL = {"weight": np.zeros(3, dtype=np.float32)}
 
 
 class CountingTrainer:
-    """Counts what was asked of it."""
+    """Counts what was asked of it, and how often it touched records."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.asked = self.touched = 0
 
     def initial(self) -> dict[str, Array]:
         self.asked += 1
@@ -45,10 +45,12 @@ class CountingTrainer:
 
     def train(self, parameters: Parameters, draw: Draw) -> dict[str, Array]:
         self.asked += 1
+        self.touched += 1
         return dict(MODEL)
 
     def evaluate(self, parameters: Parameters, draw: Draw) -> dict[str, float]:
         self.asked += 1
+        self.touched += 1
         return {}
 
     def done(self) -> dict[str, str]:
@@ -121,14 +123,17 @@ class House:
 
     def refusal(self, request: Request) -> Refusal:
         """The code; no task was built, no model made, nothing touched and nothing charged."""
-        return self.refused(request).code
+        before = (self.built, self.trainer.asked)
+        code = self.refused(request).code
+        assert (self.built, self.trainer.asked) == before
+        return code
 
     def refused(self, request: Request) -> RefusedError:
-        """The refusal; nothing happened, and the ledger says why."""
-        before = (self.built, self.trainer.asked, self.kinds.count("charge"), self.kinds.count("begin"))
+        """The refusal; nothing was touched, and nothing charged."""
+        before = (self.trainer.touched, self.kinds.count("charge"), self.kinds.count("begin"))
         with pytest.raises(RefusedError) as caught:
             self.node.answer(request)
-        assert (self.built, self.trainer.asked, self.kinds.count("charge"), self.kinds.count("begin")) == before
+        assert (self.trainer.touched, self.kinds.count("charge"), self.kinds.count("begin")) == before
         return caught.value
 
 
