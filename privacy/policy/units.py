@@ -72,7 +72,9 @@ def _number(name: str, value: int) -> str:
     if name in _MILLIONTHS:
         return f"{(value * MILLIONTH).normalize():f}"
     if name in _TRILLIONTHS:
-        return f"{float(Decimal(value) * TRILLIONTH):g}"
+        exact = Decimal(value) * TRILLIONTH
+        short = f"{float(exact):g}"
+        return short if Decimal(short) == exact else str(exact.normalize()).lower()
     if name in _DAYS:
         return f"{value // 10000:04}-{value // 100 % 100:02}-{value % 100:02}"
     return str(value)
