@@ -104,7 +104,7 @@ def _show(at: At) -> Callable[..., None]:
             return
         if text:
             print(text, end="" if text.endswith("\n") else "\n")
-        for problem in problems:
+        for problem in problems if place.path.exists() else ():
             print(f"problem: {problem}", file=sys.stderr)
         print(_standing(place, rules), file=sys.stderr)
 
