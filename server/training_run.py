@@ -89,6 +89,8 @@ class _Diary:
         self._standing = record.standing | {"waits_for": {}}
         self._before = record.standing.get("traffic", [0, 0])
         self._page = _Page(time.monotonic())
+        if record.standing.get("waits_for"):  # for whom the process before this one waited
+            job.tell("waits", {"nodes": {}}, standing=self._standing)
 
     def note(self, happening: Happening) -> None:
         """Something happened. See federation.Federation's `tell`."""

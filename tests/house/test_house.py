@@ -42,6 +42,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "server/replies.py",
         "server/serving.py",
         "server/stream.py",
+        "server/roll_call.py",
         "server/run_grid.py",
         "server/strategies.py",
         "server/witnesses.py",
