@@ -129,9 +129,7 @@ def run_of(submission: AnySubmission) -> Entity:
     return _run(submission.run_id, submission.body.operator, project, RunState.SUBMITTED)
 
 
-def _run(
-    run_id: str, operator: str, project: str | None, state: str, members: "frozenset[str]" = frozenset()
-) -> Entity:
+def _run(run_id: str, operator: str, project: str | None, state: str, members: frozenset[str] = frozenset()) -> Entity:
     attributes = {
         "operator": _reference(("Operator", operator)),
         "state": str(state),
