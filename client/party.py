@@ -7,8 +7,8 @@ The rules:
 3. A ledger that lacks what the server has witnessed is an older copy: nothing is trained until it was recovered,
    whatever the server says later.
 4. The first request of a run brings the signed submission; which data set serves it is looked up here, never sent.
-5. Whenever the policy, the pins or what a person said is another, so is the presence's `revision`: a random word, so
-   that the server can ask again, and learns no more than that.
+5. Whenever the policy, the pins or what a person said is another, or the hour where a rule speaks of time, so is the
+   presence's `revision`: a random word, so that the server can ask again, and learns no more than that.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from .link import Asked, Presence
 from .node import Node
 from .offers import Offers
 from .operators import Operators
-from .policy import NodePolicy
+from .policy import NodePolicy, hour_that_decides
 from .seat import Seat, Served, Work, refusal, refused
 from .settings import AppSettings, NodeSettings
 from .state import Orders, read_orders
@@ -217,8 +217,9 @@ class NodeParty:
         if pending != self.pending:
             self.pending = pending
             self._show()
-        settings = self.settings
-        decided_by = (self._policy_file.rules().hash, said, settings.operators, settings.peers, settings.policy)
+        settings, rules = self.settings, self._policy_file.rules()
+        hour = hour_that_decides(rules, settings, system_clock())
+        decided_by = (rules.hash, hour, said, settings.operators, settings.peers, settings.policy)
         if decided_by != self._decided_by:
             self._decided_by, self._revision = decided_by, secrets.token_hex(_REVISION_BYTES)
 

@@ -10,6 +10,7 @@ The rules (DESIGN, section 11):
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -66,6 +67,19 @@ class NodePolicy:
         }[self._settings().policy.disclose]
         told = f"{decided.body['action']}: {problem or why}"
         return DeniedError(code, told, remedy, decided, disclosed[: words.LONGEST_DISCLOSED])
+
+
+def hour_that_decides(rules: Rules, settings: NodeSettings, now: datetime) -> tuple[object, ...]:
+    """What of the time decisions may rest on: the hour, or the minute; nothing where no rule speaks of time.
+
+    A rule that reads a word names it, or escapes its name.
+    """
+    is_escaped = "\\" in rules.text
+    if "time" not in rules.text and not is_escaped:
+        return ()
+    moment = moment_of(now, zone_of(settings.policy.time_zone))
+    words = [word for word in moment if word != "minute" or "minute" in rules.text or is_escaped]
+    return tuple(moment[word] for word in words)
 
 
 def question_of(case: Case, settings: NodeSettings) -> Question:
