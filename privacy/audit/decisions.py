@@ -249,7 +249,8 @@ class DecisionAuditor:
         self._differ(entry, body, wrong_operator(facts, body, run, is_admission=is_admission))
         account = self._history.accounts.get(run.account)
         if account is not None:
-            self._differ(entry, body, wrong_account(facts, body, run, account, self._shares))
+            found = wrong_account(facts, body, run, account, self._shares, is_admission=is_admission)
+            self._differ(entry, body, found)
 
     def _check_pending(self, entry: int, body: Decided, facts: Facts) -> None:
         """What a person was asked about is the submission with that hash, and the policy was shown its terms."""

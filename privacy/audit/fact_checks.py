@@ -140,13 +140,16 @@ def wrong_operator(facts: Facts, body: Decided, run: ChargedRun, *, is_admission
         yield f"a certificate of {told!r} hours, entry {signed.entry} shows one of {expected}"
 
 
-def wrong_account(facts: Facts, body: Decided, run: ChargedRun, account: Account, shares: Shares) -> Iterator[str]:
+def wrong_account(
+    facts: Facts, body: Decided, run: ChargedRun, account: Account, shares: Shares, *, is_admission: bool
+) -> Iterator[str]:
     """What the account had spent with this run in it, as the auditor adds it up."""
+    extra_delta = run.extra_delta if is_admission else Decimal(0)
     own = Decimal(0) if run.signed is not None and run.signed.operator == body.operator else run.epsilon
     told = record_in(facts, "account")
     expected = {
         "epsilonAfter": (account.epsilon_spent, MILLIONTH),
-        "deltaAfter": (account.spent_delta + run.extra_delta, TRILLIONTH),
+        "deltaAfter": (account.spent_delta + extra_delta, TRILLIONTH),
         "epsilonOfOperator": (shares.of(account.name, "operator", body.operator) + own, MILLIONTH),
         "epsilonOfProject": (shares.of(account.name, "project", run.project), MILLIONTH),
     }

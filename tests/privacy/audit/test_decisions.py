@@ -7,11 +7,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ledgers import ALICE, Institution, done, resigned, written
+from ledgers import ALICE, NO_CLAIM, PLAN, Institution, done, resigned, written
 from privet.__main__ import run
 from privet.client.settings import NodeSettings
 from privet.privacy.audit.bodies import canonical
@@ -19,6 +20,7 @@ from privet.privacy.audit.claims import as_json, claims_of
 from privet.privacy.audit.replay import Audit, audit_ledger
 from privet.privacy.audit.report import write_report
 from privet.privacy.budget.app_runs import admit_app
+from privet.privacy.budget.events import SampledGaussian
 from privet.privacy.budget.guard import Attempt
 from privet.privacy.budget.witness import Head, Witness
 from privet.privacy.plan_app import AppPlan, resolve_app
@@ -270,7 +272,7 @@ def test_facts_that_say_nothing(house: Institution, tmp_path: Path) -> None:
     rows = rows_of(house)
     facts = '{"context":{},"principal":{},"resource":{"within":["Task::digits"]}}'
     rows[place(rows, "decision", **ADMIT_2)].body["facts"] = facts
-    assert set(audited(house, rows, tmp_path).counts) == {"decision", "facts", "undecided"}
+    assert set(audited(house, rows, tmp_path).counts) == {"decision", "facts"}
 
 
 @pytest.mark.parametrize(
@@ -351,6 +353,29 @@ def test_simulation_needs_decisions_from_its_first_policy_on(tmp_path: Path) -> 
     made.policy = None
     assert made.admit(made.submission("run-3"))
     assert [violation.code for violation in audit_ledger(made.path).violations] == ["undecided"]
+    made.ledger.close()
+
+
+def test_runs_without_a_claim_of_a_project_and_on_a_renyi_account_hold(tmp_path: Path) -> None:
+    """What the auditor adds up is what the guard told the policy, in every kind of account."""
+    made = Institution(tmp_path)
+    made.open("attic", allows_none=True)
+    made.open("clinic", filter="renyi", typical=(SampledGaussian(12.0, 1.0, 8),))
+    text = PLAN.replace('name = "study"', 'name = "study"\nproject = "lung"')
+    runs = [made.submission(f"run-{number}", dataset="clinic", text=text) for number in range(3)]
+    runs += [made.submission("run-9", dataset="attic"), made.submission("open", dataset="attic", text=NO_CLAIM)]
+    for submission in runs:
+        assert made.admit(submission)
+    for round_ in (1, 2):
+        for submission in runs:
+            made.train(submission, round_)
+    assert audit_ledger(made.path, public_key=made.key.public).violations == ()
+    made.clock.moment += timedelta(days=40)
+    assert made.admit(made.submission("never-began", dataset="clinic", text=text))
+    made.clock.moment += timedelta(days=40)
+    assert made.admit(made.submission("run-10", dataset="clinic", text=text))  # and gives back what expired
+    assert "release" in [row.kind for row in rows_of(made)]
+    assert audit_ledger(made.path, public_key=made.key.public).violations == ()
     made.ledger.close()
 
 
