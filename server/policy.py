@@ -4,7 +4,7 @@ The rules:
 1. What the file says holds from the next decision on; what does not validate replaces nothing (policy_file.py). A
    stream that is open goes on: a node's until it connects again, a reader's until it has read to the end.
 2. A federation that was made before there were policies has no file. Then the policy that ships holds, until there is
-   one. A file that is there and was never valid permits nothing.
+   one. A file that is there and was never valid permits nothing, nor does one that is taken away.
 3. Every decision goes to the log before it is told.
 """
 
@@ -31,11 +31,13 @@ class HeldRules:
     def __init__(self, file: PolicyFile) -> None:
         self._file = file
         self._shipped: Rules | None = None
+        self._was_there = False
 
     def __call__(self) -> Rules:
         """The rules; those that permit nothing where the file was never valid."""
         rules = self._file.rules()
-        if rules is not nothing() or self._file.path.exists():
+        self._was_there = self._was_there or rules is not nothing() or self._file.path.exists()
+        if self._was_there:
             return rules
         if self._shipped is None:
             log.warning("%s: there is no policy; the one that ships with privet holds", self._file.path)

@@ -70,8 +70,10 @@ def test_where_there_was_never_a_policy_the_one_that_ships_holds_until_there_is_
     assert caplog.text.count("the one that ships with privet holds") == 1
     (tmp_path / "policy.cedar").write_text(NOBODY)
     assert held().rules == ()
+    (tmp_path / "policy.cedar").write_text(default_policy("server"))
+    assert held().hash == SHIPPED.hash
     (tmp_path / "policy.cedar").unlink()
-    assert held().rules == ()  # whoever removes it goes on with what held
+    assert held() is nothing()  # whoever takes it away takes its permissions away
 
 
 @pytest.mark.parametrize("broken", ["", "permit (", default_policy("server")[:-10]])
