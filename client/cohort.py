@@ -73,14 +73,15 @@ class Peers:
         """Who signed; None where nobody did. What held once holds for good, but for a revocation: see the caller."""
         digest = hashlib.sha256(attendance.signature + attendance.certificate + attendance.issuer).digest()
         kept = self._kept_of(submission)
-        if digest not in kept:
-            try:
-                node = attending(attendance, submission, self._member.root, now)
-            except ChannelError:
-                return None
-            if len(kept) >= MOST_PARTIES:  # others in every round: whoever certifies is not let fill the memory
-                kept.clear()
-            kept[digest] = _Peer(node.identity.name, node.key_fingerprint)
+        if digest in kept:
+            return kept[digest]
+        try:
+            node = attending(attendance, submission, self._member.root, now)
+        except ChannelError:
+            return None
+        if len(kept) >= MOST_PARTIES:  # others in every round: whoever certifies is not let fill the memory
+            kept.clear()
+        kept[digest] = _Peer(node.identity.name, node.key_fingerprint)
         return kept[digest]
 
     def _kept_of(self, submission: Submission) -> dict[_Digest, _Peer]:
