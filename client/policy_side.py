@@ -32,7 +32,7 @@ _EVALUATION: tuple[Action, ...] = ("evaluate", "releaseMetric")
 _KINDS = frozenset(("decision", "approval", "policy"))
 _RUN = "explain"  # the id of a run that there is not
 NO_NAMES = "coordinator trusted to name operators"
-NO_PARTIES = "coordinator trusted to name parties ([peers] in node.toml is empty)"
+NO_PARTIES = "coordinator trusted to name parties: no peer is pinned (privet node trust-peer)"
 
 
 class NodeSide:

@@ -153,7 +153,7 @@ def _cohort(rule: Rule, known: Known) -> Iterator[str]:
     if ("context", "cohort", "told") in terms:
         yield "context.cohort.told is what the server says; write context.cohort.parties"
     if _PARTIES in terms and not known.has_peers:
-        yield "no peer is pinned ([peers] in node.toml): coordinator trusted to name parties"
+        yield "no peer is pinned (privet node trust-peer): coordinator trusted to name parties"
 
 
 # ---- permits ----

@@ -192,7 +192,9 @@ def _comparison(kind: str, left: Form, right: Form) -> Reading | None:
     if term is None or value is None or isinstance(value, list):
         return None
     if isinstance(value, Mapping):
-        value = "::".join(value.get("__entity", {}).values())
+        if "__entity" not in value:
+            return None
+        value = "::".join((value["__entity"]["type"], value["__entity"]["id"]))
     if isinstance(value, str | bool):
         return Reading(term, Span(words=frozenset((value,))) if kind == "==" else Span(but=frozenset((value,))))
     return Reading(

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..channel.files import write_whole
+from ..channel.files import OWNER_ONLY, write_whole
 from ..errors import PolicyError, UsageError
 from .policy_file import read_rules
 from .rules import Rules
@@ -26,7 +26,7 @@ def replaced(path: Path, text: str) -> Rules:
     """Write a policy, whole; raise PolicyError, and write nothing, where it does not validate."""
     rules = Rules.of_bytes(text.encode())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(), _mode_of(path))
     return rules
 
 
@@ -53,7 +53,7 @@ def edited(path: Path, default: str, environment: Mapping[str, str]) -> Rules | 
         _check_newer(draft, path)
     else:
         draft.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(draft, before.encode())
+        write_whole(draft, before.encode(), OWNER_ONLY)
     _open(editor, draft)
     if draft.read_bytes() == before.encode() and path.exists():
         draft.unlink()
@@ -66,6 +66,11 @@ def edited(path: Path, default: str, environment: Mapping[str, str]) -> Rules | 
         raise PolicyError(error.problems, f"privet policy edit goes on with {draft}; nothing was changed") from None
     draft.unlink()
     return rules
+
+
+def _mode_of(path: Path) -> int:
+    """Who may read it stays as it is."""
+    return path.stat().st_mode & 0o777 if path.exists() else OWNER_ONLY
 
 
 def _check_newer(draft: Path, path: Path) -> None:

@@ -109,6 +109,17 @@ def test_log_tells_what_the_server_decided(federation: Federation, capsys: pytes
     assert not list(read()), "it goes on from where it was"
 
 
+def test_a_home_of_both_sides_asks_which(federation: Federation, capsys: pytest.CaptureFixture[str]) -> None:
+    home = Home(federation.home.folder.parent)
+    home.policy.write_text(default_policy("node"))
+    assert run(["policy", "show"]) == 2
+    assert "a node's home and a server's" in capsys.readouterr().err
+    assert run(["policy", "show", "--side", "server"]) == 0
+    assert capsys.readouterr().out == default_policy("server")
+    assert run(["policy", "show", "--side", "node"]) == 0
+    assert capsys.readouterr().out == default_policy("node")
+
+
 def test_allow_and_pins_are_of_nodes(federation: Federation, capsys: pytest.CaptureFixture[str]) -> None:
     grant = ("--task", "digits", "--dataset", "ward7", "--operator", "alice", "--epsilon", "3")
     assert run(["policy", "allow", *grant]) == 2

@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_questions import permit_when, question, rules_of
 from privet.privacy.policy.changes import matches
+from privet.privacy.policy.check import Known, doubts
 from privet.privacy.policy.conditions import Span, alternatives, is_possible, read, spans, term_of, terms_in
+from privet.privacy.policy.explain import explained
 from privet.privacy.policy.rules import Rule
 
 _ATOMS = (
@@ -61,6 +63,18 @@ def test_alternatives_hold_exactly_where_cedar_says_so(condition: str, case: dic
         ]
         assert bool(found) == (holds == wanted)
         assert all(map(is_possible, found)), "what holds is possible"
+
+
+@settings(max_examples=60, deadline=None)
+@given(condition=_CONDITIONS, case=_CASES)
+def test_what_is_said_never_to_match_never_does(condition: str, case: dict[str, object]) -> None:
+    """And the same of what is said always to hold. No question is asked about a rule that cannot be answered."""
+    rules, asked = rules_of(permit_when("a", condition)), question(**case)  # type: ignore[arg-type]  # of any type
+    told = " ".join(doubt.text for doubt in doubts(rules, Known("node")) if doubt.rule == "a")
+    permitted = rules.decide(asked).is_permitted
+    assert not (permitted and "can never match" in told)
+    assert permitted or "its conditions always hold" not in told
+    assert explained(rules, asked).decision.is_permitted == permitted
 
 
 def test_contradictions_are_seen() -> None:
