@@ -180,11 +180,14 @@ def test_denial_waits_for_a_person_only_where_all_that_forbid_do(
     assert decision.is_permitted == (verdict is Verdict.PERMITTED)
 
 
-def test_approval_of_what_nobody_permits_is_not_waited_for() -> None:
-    """A person may lift a forbid, and permits nothing by that."""
-    forbidding = STEWARD.replace('@id("everything") permit (principal, action, resource);', "")
-    rules, more = Rules(forbidding), {"plan__epsilon": 1_500_000}
-    assert rules.decide(of_node("admit", approvals=["data-steward"], **more)).verdict is Verdict.DENIED
+def test_approval_permits_nothing_by_itself() -> None:
+    """A person may lift a forbid; where no rule permits, the request is denied afterwards too."""
+    rules = Rules(STEWARD.replace('@id("everything") permit (principal, action, resource);', ""))
+    waiting, approved = (
+        rules.decide(of_node("admit", plan__epsilon=1_500_000, approvals=said)) for said in ([], ["data-steward"])
+    )
+    assert (waiting.verdict, waiting.is_permitted) == (Verdict.PENDING, False)
+    assert (approved.verdict, approved.why) == (Verdict.DENIED, "no rule permits it")
 
 
 def test_why_says_the_decision_in_words() -> None:
