@@ -26,7 +26,6 @@ from ..privacy.parameters import Array, Parameters, hash_of, problem_of
 from ..privacy.signed import SignedSubmission
 from ..privacy.submission import Submission
 from .answers import Answer, Answers
-from .cohort import Peers
 from .draw import SYSTEM, Draw, public_draw
 from .operators import Operators
 
@@ -77,6 +76,18 @@ class Trainer(Protocol):
         ...
 
 
+class Company(Protocol):
+    """The other parties: with whom a node trains, as far as it can tell. See cohort.Peers."""
+
+    def attend(self, submission: Submission) -> Attendance | None:
+        """What shows the others that this node takes part; None where nobody needs to be shown."""
+        ...
+
+    def cohort(self, submission: Submission, told: bytes, now: datetime) -> Cohort:
+        """Who takes part; raises ChannelError where what the server told is no list."""
+        ...
+
+
 Workshop = Callable[[Submission, DeclaredDataset, "Source"], Trainer]
 Draws = Callable[[Submission, Attempt], Draw]
 
@@ -85,7 +96,7 @@ class Node:
     """One institution's party: its data set, its guard, its kept answers.
 
     `operators`: whose submissions it carries out. None in a simulation, where nothing is signed; a deployment has them.
-    `peers`: who counts towards a cohort; without them nobody but this node does, and it signs nothing itself.
+    `company`: who counts towards a cohort; without it nobody but this node does, and it signs nothing itself.
     """
 
     def __init__(
@@ -98,13 +109,13 @@ class Node:
         draws: Draws | None = None,
         clock: Clock = system_clock,
         operators: Operators | None = None,
-        peers: Peers | None = None,
+        company: Company | None = None,
     ) -> None:
         if guard.is_deployment and (operators is None or not guard.asks_policy):
             raise ValueError("a deployment's node carries out what operators signed and its policy permits, no more")
         self.name = name
         self._operators = operators
-        self._peers = peers
+        self._company = company
         self._source = source
         self._guard = guard
         self._answers = answers
@@ -158,7 +169,7 @@ class Node:
         submission, now = self._received(request), self._clock()
         self._check_ours(submission)
         self._guard.consider(submission, now, self._signer(submission, request, now))
-        return self._peers.attend(submission) if self._peers else None
+        return self._company.attend(submission) if self._company else None
 
     def prepare(self, content: bytes) -> None:
         """Make ready to train what is submitted; no record is read. Raises PrivetError where that fails."""
@@ -198,10 +209,10 @@ class Node:
 
     def _cohort_of(self, request: Request, submission: Submission, now: datetime) -> Cohort:
         """With whom: what this node can check of it."""
-        if self._peers is None:
+        if self._company is None:
             return Cohort()
         try:
-            return self._peers.cohort(submission, request.cohort, now)
+            return self._company.cohort(submission, request.cohort, now)
         except ChannelError as error:
             raise _malformed(error.message) from None
 

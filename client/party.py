@@ -284,7 +284,7 @@ class NodeParty:
             answers=Answers(self._home.answers),
             workshop=self._workers,
             operators=self.operators,
-            peers=self.peers,
+            company=self.peers,
         )
 
     def _app(self, submission: AppSubmission, signed: SignedSubmission, node_id: int) -> "_App":

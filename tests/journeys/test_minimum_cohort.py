@@ -87,7 +87,7 @@ class Institution:
             workshop=_still,
             clock=lambda: NOW,
             operators=operators,
-            peers=Peers(member, lambda: self.settings.peers, operators.is_revoked),
+            company=Peers(member, lambda: self.settings.peers, operators.is_revoked),
         )
 
     def _settings(self) -> NodeSettings:

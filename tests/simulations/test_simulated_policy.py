@@ -12,6 +12,8 @@ SMALL = [
     *("--set", "simulation.nodes=3", "--set", "aggregation.min-nodes=2"),
 ]
 PERMITS = '@id("breast-cancer") permit (principal, action in Action::"participate", resource in Task::"breast-cancer");'
+COHORT = """@id("three") forbid (principal, action in [Action::"train", Action::"evaluate"], resource)
+unless { context.cohort.parties >= 3 };"""
 LIMIT = (
     '@id("small") forbid (principal, action in Action::"participate", resource) unless { context.plan.rounds <= 2 };'
 )
@@ -21,7 +23,7 @@ END = "\n// end of policy\n"
 @pytest.fixture
 def policy(tmp_path: Path) -> Path:
     path = tmp_path / "policy.cedar"
-    path.write_text(PERMITS + LIMIT + END)
+    path.write_text(PERMITS + LIMIT + COHORT + END)
     return path
 
 
