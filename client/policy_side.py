@@ -2,19 +2,17 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ..privacy.budget.accounts import AccountBook
-from ..privacy.budget.admission import Charge, check_charge, cost_of
-from ..privacy.budget.book import Account, Book, DeclaredDataset
+from ..privacy.budget.admission import check_charge, cost_of
+from ..privacy.budget.book import Book, DeclaredDataset
 from ..privacy.budget.decisions import Action, Asker, Case, Cohort
 from ..privacy.budget.ledger import Entry, Ledger, system_clock
 from ..privacy.budget.statement import release_expired
-from ..privacy.errors import RefusedError, UsageError
+from ..privacy.errors import PrivetError, RefusedError, UsageError
 from ..privacy.home import Home, closed_after
 from ..privacy.plan_app import AppPlan, resolve_app
 from ..privacy.plan_file import read_any_plan
@@ -22,6 +20,7 @@ from ..privacy.policy.check import Known
 from ..privacy.policy.explain import Explained, explained
 from ..privacy.policy.rules import Rules
 from ..privacy.policy.sides import Asked, Logged, LogReader, Report
+from ..privacy.policy.units import value_of
 from ..privacy.policy.vocabulary import meant
 from ..privacy.submission import Submission, resolve
 from .policy import question_of
@@ -63,21 +62,18 @@ class NodeSide:
         """What this node would decide on the plan now; raise UsageError where its data set is not declared."""
         settings, plan = NodeSettings.read(home.settings), read_any_plan(asked.plan, asked.overrides)
         now = system_clock().replace(microsecond=0)
-        key = asked.key or settings.operators.get(asked.operator, "")
-        asker = Asker(asked.operator, key, certified=now)
+        asker = Asker(asked.operator, asked.key or settings.operators.get(asked.operator, ""), certified=now)
         if isinstance(plan, AppPlan):
             app = resolve_app(plan, federation=_RUN, run_id=_RUN, operator=asked.operator, now=now)
             with self._book(home, passphrase) as book:
                 case = Case(app, "runApp", asker, now, book)
-                return _of_app(plan, explained(rules, question_of(case, settings)), asked, key, settings)
+                return _of_app(case, explained(rules, question_of(case, settings)), settings)
         submission = resolve(plan, federation=_RUN, run_id=_RUN, operator=asked.operator, now=now)
         with self._book(home, passphrase) as book:
             dataset = _dataset(book, plan.dataset)
             account = book.accounts[dataset.account]
-            charge = cost_of(submission, account, now)
-            case = Case(submission, "admit", asker, now, book, dataset, account, charge)
-            decisions = _decisions(rules, case, settings, asked.only)
-            return _of_task(submission, dataset, account, charge, decisions, asked, key, settings, now)
+            case = Case(submission, "admit", asker, now, book, dataset, account, cost_of(submission, account, now))
+            return _of_task(case, _decisions(rules, case, settings, asked.only), settings)
 
     def log(self, home: Home, passphrase: bytes | None) -> LogReader:
         """Decisions, approvals and policies, as the ledger has them."""
@@ -91,7 +87,7 @@ class NodeSide:
         return [f"operator {operator} pinned; listened to: {pinned}"]
 
     @contextlib.contextmanager
-    def _book(self, home: Home, passphrase: bytes | None) -> Any:
+    def _book(self, home: Home, passphrase: bytes | None) -> Iterator[Book]:
         """The ledger's book, without what has expired; an empty one where nothing was declared."""
         if not home.has_ledger():
             yield Book()
@@ -147,17 +143,12 @@ def _decisions(rules: Rules, case: Case, settings: NodeSettings, only: str) -> S
     return [("", explained(rules, question_of(one, settings))) for one in cases if not only or one.action == only]
 
 
-def _of_task(
-    submission: Submission,
-    dataset: DeclaredDataset,
-    account: Account,
-    charge: Charge,
-    decisions: Sequence[tuple[str, Explained]],
-    asked: Asked,
-    key: str,
-    settings: NodeSettings,
-    now: datetime,
-) -> Report:
+def _of_task(case: Case, decisions: Sequence[tuple[str, Explained]], settings: NodeSettings) -> Report:
+    submission, dataset, account, charge = case.submission, case.dataset, case.account, case.charge
+    assert isinstance(submission, Submission)
+    assert dataset is not None
+    assert account is not None
+    assert charge is not None
     after, plan = "", submission.plan
     try:
         if dataset.task != plan.run.task:
@@ -165,53 +156,69 @@ def _of_task(
         check_charge(submission, dataset, account, charge)
     except (RefusedError, UsageError) as error:
         after = error.message
-    parties = f"assumed: {plan.aggregation.min_nodes} parties take part, the least that the plan asks for"
-    notes = [*_trust(asked, key, settings), parties] + ([] if settings.peers else [NO_PARTIES])
-    epsilon = f" --epsilon {charge.epsilon}" if charge.epsilon.is_finite() else ""
-    remedy = f"--task {plan.run.task} --dataset {dataset.name}{epsilon}"
+    assumed = f"assumed: {plan.aggregation.min_nodes} parties take part, the least that the plan asks for"
     return Report(
-        f"plan {plan.run.name}: task {plan.run.task} on data set {dataset.name}, for operator {asked.operator}",
+        f"plan {plan.run.name}: task {plan.run.task} on data set {dataset.name}, for operator {case.asker.name}",
         decisions,
-        _before(asked, key, settings),
+        _before(case.asker, settings),
         after,
         f"{account.name} charges epsilon {charge.epsilon}; spent {account.epsilon_spent} of {account.epsilon}",
-        notes,
-        _allowing(remedy, asked, key, decisions),
+        [*_trust(case.asker, settings), assumed] + ([] if settings.peers else [NO_PARTIES]),
+        _granting(case, settings) if _lacks_permit(decisions) else "",
     )
 
 
-def _of_app(plan: AppPlan, one: Explained, asked: Asked, key: str, settings: NodeSettings) -> Report:
-    before = _before(asked, key, settings)
+def _granting(case: Case, settings: NodeSettings) -> str:
+    """The command that permits the case's plan; empty for one without a claim, which no grant bounds."""
+    assert isinstance(case.submission, Submission)
+    if case.submission.claim is None:
+        return ""
+    plan = case.submission.plan
+    spent = question_of(case, settings).context["account"]["epsilonOfOperator"]
+    epsilon = value_of(("context", "account", "epsilonOfOperator"), spent)
+    return _allowing(f"--task {plan.run.task} --dataset {plan.dataset} --epsilon {epsilon}", case.asker)
+
+
+def _of_app(case: Case, one: Explained, settings: NodeSettings) -> Report:
+    plan = case.submission.plan
+    assert isinstance(plan, AppPlan)
+    before = _before(case.asker, settings)
     if plan.app.name not in settings.apps:
         before = before or f"app {plan.app.name} is not allowed here; privet node allow-app"
-    about = f"plan {plan.run.name}: app {plan.app.name}, for operator {asked.operator}; it makes no claim"
     decisions = [("", one)]
-    remedy = _allowing(f"--app {plan.app.name}", asked, key, decisions)
-    return Report(about, decisions, before, notes=_trust(asked, key, settings), remedy=remedy)
+    return Report(
+        f"plan {plan.run.name}: app {plan.app.name}, for operator {case.asker.name}; it makes no claim",
+        decisions,
+        before,
+        notes=_trust(case.asker, settings),
+        remedy=_allowing(f"--app {plan.app.name}", case.asker) if _lacks_permit(decisions) else "",
+    )
 
 
-def _allowing(what: str, asked: Asked, key: str, decisions: Sequence[tuple[str, Explained]]) -> str:
-    """The command that would permit what no rule permits; empty where one does, or forbids."""
-    if all(one.decision.is_permitted or one.decision.rules or one.decision.error for _, one in decisions):
-        return ""
-    return f"privet policy allow {what} --operator {asked.operator} --key {key or 'FINGERPRINT'}"
+def _lacks_permit(decisions: Sequence[tuple[str, Explained]]) -> bool:
+    """Whether something is refused because no rule permits it, and not because one forbids."""
+    refused = [one.decision for _, one in decisions if not one.decision.is_permitted]
+    return any(not decision.rules and not decision.error for decision in refused)
 
 
-def _before(asked: Asked, key: str, settings: NodeSettings) -> str:
+def _allowing(what: str, asker: Asker) -> str:
+    return f"privet policy allow {what} --operator {asker.name} --key {asker.key_fingerprint or 'FINGERPRINT'}"
+
+
+def _before(asker: Asker, settings: NodeSettings) -> str:
     """Why a node that pins operators would not listen to this one."""
-    if not settings.operators or settings.operators.get(asked.operator) == key:
+    if not settings.operators or settings.operators.get(asker.name) == asker.key_fingerprint:
         return ""
-    known = "is pinned with another key" if asked.operator in settings.operators else "is not pinned here"
-    return f"operator {asked.operator} {known}"
+    known = "is pinned with another key" if asker.name in settings.operators else "is not pinned here"
+    return f"operator {asker.name} {known}"
 
 
-def _trust(asked: Asked, key: str, settings: NodeSettings) -> list[str]:
-    if settings.operators.get(asked.operator) == key != "":
-        return [f"operator pinned here, with key {key[:16]}…"]
+def _trust(asker: Asker, settings: NodeSettings) -> list[str]:
+    key = asker.key_fingerprint
     if settings.operators:
-        return []
+        return [] if _before(asker, settings) else [f"operator pinned here, with key {key[:16]}…"]
     given = f"with key {key[:16]}…" if key else "no key is given (--key)"
-    return [f"{NO_NAMES}: {asked.operator} is not pinned here, {given}"]
+    return [f"{NO_NAMES}: {asker.name} is not pinned here, {given}"]
 
 
 def _dataset(book: Book, name: str) -> DeclaredDataset:
@@ -225,10 +232,6 @@ def _dataset(book: Book, name: str) -> DeclaredDataset:
 def _datasets(home: Home, passphrase: bytes | None) -> Mapping[str, DeclaredDataset] | None:
     if not home.has_ledger():
         return {}
-    with contextlib.suppress(Exception), closed_after(home.open_book(passphrase)) as accounts:
-        return dict(_book_of(accounts).datasets)
+    with contextlib.suppress(PrivetError), closed_after(home.open_book(passphrase)) as accounts:
+        return dict(accounts.book.datasets)
     return None
-
-
-def _book_of(accounts: AccountBook) -> Book:
-    return accounts.catch_up()

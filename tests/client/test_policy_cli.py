@@ -2,18 +2,22 @@
 
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from institution import NOW, TERMS, submission, write_digits, write_plan
+from institution import NOW, submission, write_digits, write_plan
 from privet.__main__ import run
 from privet.client.policy import NodePolicy
 from privet.client.policy_side import NodeSide
 from privet.client.settings import NodeSettings
+from privet.privacy.budget.accounts import AccountTerms
 from privet.privacy.budget.approvals import say
+from privet.privacy.budget.book import DeclaredDataset
 from privet.privacy.budget.guard import Guard
 from privet.privacy.errors import RefusedError
 from privet.privacy.home import Home, closed_after
@@ -27,17 +31,25 @@ ALLOW = ("policy", "allow", "--task", "digits", "--dataset", "ward7", "--operato
 Tells = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(scope="module")
+def institution(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a plan, and a home with one data set; without a policy. Each test has a copy."""
+    folder = tmp_path_factory.mktemp("institution")
+    write_digits(folder / "ward7.csv")
+    write_plan(folder / "plan.toml")
+    declared = DeclaredDataset("ward7", "digits", str(folder / "ward7.csv"), 120, "ward7")
+    with closed_after(Home(folder / "st-marys").create_book(None)) as accounts:
+        accounts.open_with_dataset(AccountTerms("record", Decimal(10), Decimal("1e-4")), declared)
+    return folder
+
+
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """With one data set; without a policy."""
+def home(institution: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    shutil.copytree(institution, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRIVET_HOME", str(tmp_path / "st-marys"))
     for name in ("VISUAL", "EDITOR"):
         monkeypatch.delenv(name, raising=False)
-    write_digits(tmp_path / "ward7.csv")
-    write_plan(tmp_path / "plan.toml")
-    added = ("--task", "digits", "--path", "ward7.csv", "--declared-size", "120")
-    assert run(["dataset", "add", "ward7", *added, *TERMS]) == 0
     return Home(tmp_path / "st-marys")
 
 
