@@ -72,14 +72,14 @@ class ServerSide:
         operator = next((one for one in standing if one.name == asked.operator and one.role is Role.OPERATOR), None)
         key = asked.key or (operator.key_fingerprint if operator else "")
         nodes = [one for one in standing if one.role is Role.NODE]
+        submitted = [_submit(rules, submission, asked, key, projects, now)] if asked.only != "joinRun" else []
+        joins = list(_joins(rules, submission, nodes, projects, now)) if asked.only != "submit" else []
         return Report(
             f"plan {submission.plan.run.name}, for operator {asked.operator}",
-            [
-                *([_submit(rules, submission, asked, key, projects, now)] if asked.only != "joinRun" else []),
-                *(_joins(rules, submission, nodes, projects, now) if asked.only != "submit" else []),
-            ],
+            [*submitted, *joins],
             before="" if operator else f"operator {asked.operator} is no member of this federation",
             notes=["the server decides first; each institution's own policy decides for itself"],
+            too_few=_too_few(submission, joins) if asked.only != "submit" else "",
         )
 
     def log(self, home: Home, passphrase: bytes | None) -> LogReader:
@@ -147,6 +147,14 @@ def _joins(
         principal = principal_of(Role.NODE, node.name, node.key_fingerprint, of_nodes.get(node.name, ()))
         question = Question(principal, "joinRun", run_of(submission), {"time": moment_of(now, None)})
         yield node.name, explained(rules, question)
+
+
+def _too_few(submission: AnySubmission, joins: Sequence[tuple[str, Explained]]) -> str:
+    """Why no round could be held, if every member were connected; empty where one could."""
+    plan = submission.plan
+    least = plan.app.min_nodes if isinstance(plan, AppPlan) else plan.aggregation.min_nodes
+    count = sum(one.decision.is_permitted for _, one in joins)
+    return f"{count} of {len(joins)} nodes may join, the plan asks for at least {least}" if count < least else ""
 
 
 def _opened(home: Home) -> "tuple[Members, Projects]":

@@ -4,14 +4,19 @@ A way is read from the rule's conditions (conditions.py); where they cannot be r
 one term at a time. Nothing is told that Cedar, asked again with the change in place, does not bear out.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import cedarpy
 
 from .conditions import Alternative, Fact, Form, Span, Term, alternatives, is_possible, read, spans, terms_in
 from .rules import LARGEST, Entity, Question, Rule, Rules
 from .units import name_of, value_of
 
+_BRACKETED = re.compile(r"(?<!\w)\(([\w.]+)\)")  # Cedar writes (context.plan).epsilon
 _EVERYTHING = {"op": "All"}
 _FARTHEST = 2**50  # where a search for a larger number ends
 _UNWELCOME = 10  # a plan without a claim is the last thing to advise
@@ -51,6 +56,14 @@ def changes(rule: Rule, question: Question, wanted: bool) -> tuple[Change, ...] 
     return min(found, key=_weight, default=None)
 
 
+def unmet(rule: Rule, question: Question, wanted: bool) -> tuple[str, ...]:
+    """What does not hold, in Cedar's words, of the way in which least is missing: where no change was found."""
+    ways = alternatives(rule.form["conditions"], wanted) or ()
+    found = [[fact for fact in way if not _holds(fact, question)] for way in ways]
+    least = min(found, key=lambda facts: (len(facts), sum(not fact.holds for fact in facts)), default=[])
+    return tuple(f"{_cedar(fact.form)} {'has to hold' if fact.holds else 'must not hold'}" for fact in least)
+
+
 def changed_by(question: Question, some: Sequence[Change]) -> Question:
     """The question, with the changes in place."""
     for change in some:
@@ -83,9 +96,14 @@ def value_at(term: Term, question: Question) -> Any:
 
 
 def _is_permitted(form: Form, question: Question) -> bool:
-    scope = {"principal": _EVERYTHING, "action": _EVERYTHING, "resource": _EVERYTHING}
-    rule = Rule("what-if", "permit", "", {"effect": "permit", "conditions": [], "annotations": {}, **scope, **form})
+    rule = Rule("what-if", "permit", "", _whole(form))
     return Rules.imagined([rule]).decide(question).is_permitted
+
+
+def _whole(form: Form) -> dict[str, Any]:
+    """A permit of everything, but for what the form says."""
+    scope = {"principal": _EVERYTHING, "action": _EVERYTHING, "resource": _EVERYTHING}
+    return {"effect": "permit", "conditions": [], "annotations": {}, **scope, **form}
 
 
 def _changes_of(way: Alternative, question: Question) -> tuple[Change, ...] | None:
@@ -101,6 +119,23 @@ def _changes_of(way: Alternative, question: Question) -> tuple[Change, ...] | No
             return None
         found[change.term] = change
     return tuple(found.values())
+
+
+def _cedar(form: Form) -> str:
+    """An expression as it is written."""
+    text = cedarpy.policies_from_json_str(
+        json.dumps(
+            {
+                "staticPolicies": {"policy0": _whole({"conditions": [{"kind": "when", "body": form}]})},
+                "templates": {},
+                "templateLinks": [],
+            }
+        )
+    )
+    said = " ".join(text.partition("when {")[2].rpartition("}")[0].split())
+    while said != (bare := _BRACKETED.sub(r"\1", said)):
+        said = bare
+    return said
 
 
 def _holds(fact: Fact, question: Question) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .changes import Change, changed_by, changes, covers, value_at
+from .changes import Change, changed_by, changes, covers, unmet, value_at
 from .conditions import terms_in
 from .rules import Decision, Question, Rule, Rules, Verdict
 from .units import name_of, value_of
@@ -15,7 +15,10 @@ _PARTS = ("principal", "action", "resource")
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One rule that decided. `saw`: the terms that it speaks of, with their values. `changes`: None where unknown."""
+    """One rule that decided. `saw`: the terms that it speaks of, with their values.
+
+    `changes`: None where none were found; `unmet` says then what would have to be, in Cedar's words.
+    """
 
     rule: str
     line: int
@@ -23,6 +26,7 @@ class Said:
     approval: str
     saw: Sequence[tuple[str, str]]
     changes: tuple[Change, ...] | None
+    unmet: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Near:
     line: int
     misses: tuple[str, ...]
     changes: tuple[Change, ...] | None
+    unmet: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +78,14 @@ class Explained:
             "error": self.decision.error,
             "said": [
                 {"rule": one.rule, "line": one.line, "effect": one.effect, "saw": dict(one.saw)}
-                | {"changes": _changes_json(one.changes)}
+                | {"changes": _changes_json(one.changes), "unmet": list(one.unmet)}
                 for one in self.said
             ],
             "then": self.then.verdict.value if self.then else None,
         }
         if self.near is not None:
             near = {"rule": self.near.rule, "line": self.near.line, "misses": list(self.near.misses)}
-            told["nearest"] = near | {"changes": _changes_json(self.near.changes)}
+            told["nearest"] = near | {"changes": _changes_json(self.near.changes), "unmet": list(self.near.unmet)}
         return told
 
 
@@ -103,7 +108,8 @@ def explained(rules: Rules, question: Question) -> Explained:
 
 def _said(rule: Rule, question: Question) -> Said:
     found = changes(rule, question, wanted=False) if rule.effect == "forbid" else ()
-    return Said(rule.id, rule.line, rule.effect, rule.approval, _seen(rule, question), found)
+    missing = unmet(rule, question, wanted=False) if found is None else ()
+    return Said(rule.id, rule.line, rule.effect, rule.approval, _seen(rule, question), found, missing)
 
 
 def _seen(rule: Rule, question: Question) -> list[tuple[str, str]]:
@@ -119,7 +125,8 @@ def _nearest(rules: Rules, question: Question) -> Near | None:
 
 def _near(rule: Rule, question: Question) -> Near:
     missed = tuple(_miss(part, rule) for part in _PARTS if not covers(part, rule.form[part], question))
-    return Near(rule.id, rule.line, missed, changes(rule, question, wanted=True))
+    found = changes(rule, question, wanted=True)
+    return Near(rule.id, rule.line, missed, found, unmet(rule, question, wanted=True) if found is None else ())
 
 
 def _distance(near: Near) -> tuple[int, int]:
@@ -139,7 +146,7 @@ def _said_lines(one: Said) -> Sequence[str]:
     if one.saw:
         told.append("  saw: " + ", ".join(f"{name} {value}" for name, value in one.saw))
     if one.changes is None:
-        told.append("  would have to change: no change was found that lifts it; see the rule")
+        told += [f"  would have to change: {text}" for text in one.unmet or ("the rule itself",)]
     elif one.effect == "forbid" and not one.changes:
         told.append("  would have to change: the rule itself: it forbids whatever is asked")
     return told + [f"  would have to change: {change.text}" for change in one.changes or ()]
@@ -149,7 +156,7 @@ def _near_lines(near: Near) -> Sequence[str]:
     told = [f"nearest is rule {near.rule} (line {near.line})"]
     told += [f"  not met: {miss}" for miss in near.misses]
     if near.changes is None:
-        told.append("  not met: its conditions")
+        told += [f"  not met: {text}" for text in near.unmet or ("its conditions",)]
     return told + [f"  not met: {change.text}" for change in near.changes or ()]
 
 

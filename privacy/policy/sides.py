@@ -34,6 +34,7 @@ class Report:
 
     `before`: why it is refused before the policy is asked; `after`: why the account refuses what the policy admits,
     `cost`: what it would be charged there. `notes`: whom this trusts, and what was assumed. `remedy`: what permits it.
+    `too_few`: why it has no cohort although it is permitted.
     """
 
     about: str
@@ -43,11 +44,13 @@ class Report:
     cost: str = ""
     notes: Sequence[str] = ()
     remedy: str = ""
+    too_few: str = ""
 
     @property
     def is_admitted(self) -> bool:
         """Whether nothing stands in its way."""
-        return not self.before and not self.after and all(one.decision.is_permitted for _, one in self.decisions)
+        is_permitted = all(one.decision.is_permitted for whose, one in self.decisions if not whose)
+        return is_permitted and not (self.before or self.after or self.too_few)
 
     def lines(self) -> Sequence[str]:
         """For a person: what is decided as an action before it, by the same rules, is told in a line."""
@@ -62,6 +65,7 @@ class Report:
             rules |= {said.rule for said in one.said}
         if self.cost or self.after:
             told.append(f"account: refused: {self.after}" if self.after else f"account: {self.cost}")
+        told += [f"cohort: {self.too_few}"] if self.too_few else []
         told += [f"note: {note}" for note in self.notes]
         return [*told, f"to permit it: {self.remedy}"] if self.remedy else told
 
@@ -75,6 +79,7 @@ class Report:
             "account": {"refused": self.after, "cost": self.cost},
             "notes": list(self.notes),
             "remedy": self.remedy,
+            "too_few": self.too_few,
         }
 
 

@@ -45,6 +45,10 @@ def test_explain_asks_for_the_operator_and_for_every_node(
     assert "submit: permitted" in out
     assert "joinRun (st-marys): permitted" in out
     assert "joinRun (north): refused\n  rule projects-are-joined-by-their-nodes" in out
+    assert "would have to change: principal in resource.project has to hold" in out
+    assert "cohort: 1 of 2 nodes may join, the plan asks for at least 2" in out
+    assert run(["policy", "explain", "plan.toml", "--operator", "alice", "--set", "aggregation.min-nodes=1"]) == 0
+    assert run(["policy", "explain", "plan.toml", "--operator", "alice", "--action", "joinRun"]) == 3
     assert run(["policy", "explain", "plan.toml", "--operator", "alice", "--action", "submit"]) == 0
     capsys.readouterr()
     assert run(["policy", "explain", "plan.toml", "--operator", "bob", "--action", "submit", "--json"]) == 3
