@@ -161,7 +161,7 @@ def _cohort(rule: Rule, known: Known) -> Iterator[str]:
 
 def _shadowed(rule: Rule, rules: Rules) -> Iterator[str]:
     for other in rules.rules:
-        if other.effect == "forbid" and _always(other) and _is_within(rule, other):
+        if other.effect == "forbid" and _is_within(rule, other) and _always(other):
             yield f"permits nothing: rule {other.id} (line {other.line}) forbids all of it, on no condition"
 
 
@@ -198,17 +198,17 @@ def _terms(rule: Rule) -> frozenset[Term]:
 
 def _may_meet(rule: Rule, other: Rule) -> bool:
     """Whether both may apply to one request."""
-    return bool(covered(rule.form) & covered(other.form)) and not any(
-        rule.form[part]["op"] == other.form[part]["op"] == "==" and rule.form[part] != other.form[part]
-        for part in ("principal", "resource")
-    )
+    for part in ("principal", "resource"):
+        if rule.form[part]["op"] == other.form[part]["op"] == "==" and rule.form[part] != other.form[part]:
+            return False
+    return bool(covered(rule.form) & covered(other.form))
 
 
 def _is_within(rule: Rule, other: Rule) -> bool:
     """Whether whatever the rule's scope covers is covered by the other's."""
-    return covered(rule.form) <= covered(other.form) and all(
-        _scope_is_within(rule.form[part], other.form[part]) for part in ("principal", "resource")
-    )
+    parts = ("principal", "resource")
+    are_within = all(_scope_is_within(rule.form[part], other.form[part]) for part in parts)
+    return are_within and covered(rule.form) <= covered(other.form)
 
 
 def _scope_is_within(inner: Form, outer: Form) -> bool:
