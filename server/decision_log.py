@@ -155,5 +155,14 @@ def _number(path: Path) -> int | None:
         return None
 
 
+def as_line(text: str) -> str:
+    """The text in one line that a terminal only shows.
+
+    >>> as_line("run-1\\x1b[2K\\n")
+    'run-1\ufffd[2K\ufffd'
+    """
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 def _text(uid: Uid) -> str:
-    return "::".join(uid)
+    return as_line("::".join(uid))

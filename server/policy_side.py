@@ -21,7 +21,7 @@ from ..privacy.policy.sides import Asked, Logged, LogReader, Report
 from ..privacy.policy.terms import app_terms_of, terms_of
 from ..privacy.policy.vocabulary import meant
 from ..privacy.submission import resolve
-from .decision_log import START, Line, read_decisions
+from .decision_log import START, Line, as_line, read_decisions
 from .federation_home import FEDERATION, FederationHome, is_federation
 
 if TYPE_CHECKING:
@@ -108,11 +108,11 @@ def _logged(line: Line) -> Logged:
     rules = f"by {', '.join(line.get('rules', ()))}" if line.get("rules") else "by no rule"
     why = f"; error: {line['error']}" if line.get("error") else ""
     kind, _, name = str(line.get("resource", "")).partition("::")
-    who, what = str(line.get("principal", "")).partition("::")[2], f"{kind.lower()} {name}"
+    who, what = str(line.get("principal", "")).partition("::")[2], f"{kind.lower()} {name}".rstrip()
     when, verdict = str(line.get("time", "")), str(line.get("verdict", ""))
     policy = str(line.get("policy", ""))[:12]
     text = f"{when[:19]}Z  {who}  {line.get('action', '')} {what}  {verdict} {rules} (policy {policy}){why}"
-    return Logged(when, name if kind == "Run" else "", text, verdict != "permitted", line)
+    return Logged(when, name if kind == "Run" else "", as_line(text), verdict != "permitted", line)
 
 
 def _submission(asked: Asked, now: datetime) -> AnySubmission:

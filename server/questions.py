@@ -6,8 +6,11 @@ The rules:
 3. What is wrong with a request is told only to one who may ask it. So a run that there is not, and one of a project
    that there is not, is asked about as a run without project and members; a submission that cannot be read, as one of
    an app without a name. A permission then brings the reason, and a denial no more than any other.
+4. What a caller made up and no run or node can be called is asked about as one without a name: rules see it, the log
+   keeps it, and a terminal shows it.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,6 +19,7 @@ from typing import Any, Protocol
 from ..privacy.channel.credentials import Peer
 from ..privacy.channel.identities import Role
 from ..privacy.errors import ChannelError, PrivetError, UsageError
+from ..privacy.plan import NAME_PATTERN
 from ..privacy.plan_app import AnySubmission, AppSubmission, submission_of
 from ..privacy.policy.moments import moment_of
 from ..privacy.policy.rules import Entity, Question, Uid
@@ -149,7 +153,7 @@ def _about_run(questions: Questions, request: Any, peer: Peer) -> _About:
     try:
         record = questions.runs.record(run_id)
     except UsageError as error:
-        nothing = _run(run_id[:_SHOWN], "", None, "unknown")
+        nothing = _run(_name_of(run_id), "", None, "unknown")
         return _About(nothing, f"run {run_id[:_SHOWN]!r}", problem=error)
     standing = record.standing  # members are those that were asked to train; of an app's run, all that took part
     members = frozenset(standing.get("participations", standing.get("members", ())))
@@ -178,9 +182,15 @@ def _about_submission(questions: Questions, request: Any, peer: Peer) -> _About:
 
 
 def _about_node(questions: Questions, request: Any, peer: Peer) -> _About:
-    name = str(request.node)[:_SHOWN]
+    told = str(request.node)
+    name = _name_of(told)
     node = principal_of(Role.NODE, name, questions.keys.key_of(name), questions.projects.of(name))
-    return _About(node, f"of node {name!r}")
+    return _About(node, f"of node {told[:_SHOWN]!r}")
+
+
+def _name_of(told: str) -> str:
+    """What a caller calls something; empty where nothing can be called so."""
+    return told if re.fullmatch(NAME_PATTERN, told, re.ASCII) else ""
 
 
 def _app_context(app: str, name: str, least: int, options: Any) -> Mapping[str, Any]:

@@ -1,22 +1,27 @@
 """`privet policy …` at a server: what it would decide on a plan, and what its log tells."""
 
 import json
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from institution import write_plan
 from parties import Federation, make_federation
 from privet.__main__ import run
-from privet.privacy.channel.identities import Role
+from privet.privacy.channel import privet_pb2 as pb
+from privet.privacy.channel.credentials import Peer
+from privet.privacy.channel.identities import Identity, Role
+from privet.privacy.errors import PrivetError
 from privet.privacy.home import Home
 from privet.privacy.policy.explain import explained
 from privet.privacy.policy.policy_file import default_policy
-from privet.privacy.policy.rules import END, Entity, Question, Rules
+from privet.privacy.policy.rules import END, Decision, Entity, Question, Rules, Verdict
 from privet.server.database import open_database
-from privet.server.decision_log import DecisionLog
+from privet.server.decision_log import DecisionLog, read_decisions
 from privet.server.policy_side import ServerSide
 from privet.server.projects import Projects
+from server_policy import shipped_policy
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -111,6 +116,31 @@ def test_log_tells_what_the_server_decided(federation: Federation, capsys: pytes
     read = ServerSide().log(Home(federation.home.folder.parent), None)
     assert len(list(read())) == 2
     assert not list(read()), "it goes on from where it was"
+
+
+def test_terminal_escapes_that_a_member_sends_do_not_reach_the_coordinators_terminal(
+    federation: Federation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor can it write a line of the log: what no run can be called is entered without a name."""
+    forged = "\x1b[2K\rx\n2026-11-22T12:00:00Z  alice  stop run run-1  permitted\u2028\u202e"
+    policy = shipped_policy(log=federation.home.decisions)
+    identity = Identity("hearts", Role.AUDITOR, "eve")
+    eve = Peer(identity, "01", "ab12", NOW, NOW + timedelta(hours=24), "TLSv1.3")
+    for method, request in (
+        ("Stop", pb.RunRequest(run_id=forged)),
+        ("Watch", pb.WatchRequest(run_id="x" * 100_000)),
+        ("Witness", pb.WitnessRequest(node=forged)),
+    ):
+        with suppress(PrivetError):
+            policy.check(eve, f"/privet.v1.Control/{method}", request)
+    assert [line["resource"] for line, _ in read_decisions(federation.home.decisions)] == ["Run::", "Run::", "Node::"]
+    entry = Question(Entity(("Auditor", "eve")), "stop", Entity(("Run", forged)), {})
+    DecisionLog(federation.home.decisions).enter(entry, Decision(Verdict.DENIED, (), "ab", forged), NOW)
+    assert run(["policy", "log"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 4
+    assert "eve  stop run  denied by no rule" in told[0]
+    assert all(line.isprintable() for line in told)
 
 
 def test_a_home_of_both_sides_asks_which(federation: Federation, capsys: pytest.CaptureFixture[str]) -> None:
