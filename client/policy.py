@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 from ..privacy.budget.admission import Charge
-from ..privacy.budget.book import Account, Book
+from ..privacy.budget.book import Account, Book, RunCharge
 from ..privacy.budget.decisions import Body, Case, Cohort, Decided, DeniedError, changed, facts_text
 from ..privacy.channel import words
 from ..privacy.errors import Refusal
@@ -115,18 +115,15 @@ def _account(case: Case, account: Account) -> dict[str, Any]:
     charge = case.charge or Charge(Decimal(0), Decimal(0), Decimal(0), ())  # it was charged before
     project, run = case.submission.plan.run.project or "", case.submission.run_id
 
-    def of_runs(is_meant: Callable[[str, str], bool]) -> int:
+    def of_runs(is_meant: Callable[[RunCharge], bool]) -> int:
         """The epsilons of some runs on this account, added up: under any filter an upper bound of what they cost."""
         found = [
             one.epsilon
             for one in case.book.runs.values()
-            if one.account == account.name
-            and not one.is_released
-            and (one.run == run or is_meant(one.run, one.project))
+            if one.account == account.name and not one.is_released and (one.run == run or is_meant(one))
         ]
         return rounded_up(sum(found, charge.epsilon))
 
-    signers = case.book.signers
     return {
         "name": account.name,
         "unit": account.unit,
@@ -134,8 +131,8 @@ def _account(case: Case, account: Account) -> dict[str, Any]:
         "epsilonAfter": rounded_up(account.epsilon_after(charge.epsilon, charge.divergence)),
         "deltaLimit": rounded_up(account.delta, TRILLIONTH),
         "deltaAfter": rounded_up(account.spent_delta + charge.delta, TRILLIONTH),
-        "epsilonOfOperator": of_runs(lambda one, _: one in signers and signers[one].operator == case.asker.name),
-        "epsilonOfProject": of_runs(lambda _, of: of == project),
+        "epsilonOfOperator": of_runs(lambda one: one.operator == case.asker.name),
+        "epsilonOfProject": of_runs(lambda one: one.project == project),
     }
 
 

@@ -142,8 +142,7 @@ class DecisionAuditor:
         )
         if body.run not in self._runs or not isinstance(body, RecoveredCharge):
             self._shares.add(body.account, "project", run.project, body.epsilon)
-        if signed is not None:
-            self._shares.add(body.account, "operator", signed.operator, body.epsilon)
+            self._shares.add(body.account, "operator", run.operator, body.epsilon)
         self._runs.setdefault(body.run, run)
         if not isinstance(body, RecoveredCharge):
             self._use_admission(entry, "admit", run)
@@ -162,8 +161,7 @@ class DecisionAuditor:
         if run is None or charged is None or charged.released != entry or not run.epsilon.is_finite():
             return
         self._shares.add(run.account, "project", run.project, -run.epsilon)
-        if run.signed is not None:
-            self._shares.add(run.account, "operator", run.signed.operator, -run.epsilon)
+        self._shares.add(run.account, "operator", run.operator, -run.epsilon)
 
     def begin(self, entry: int, body: Begun) -> None:
         """A request about to touch records: the policy permitted it."""

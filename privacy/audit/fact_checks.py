@@ -62,6 +62,11 @@ class ChargedRun:
     extra_delta: Decimal = Decimal(0)
 
     @property
+    def operator(self) -> str:
+        """The operator whom its plan names, also where the entry of who signed is lost; empty where it is no plan."""
+        return self.submission.body.operator if self.submission is not None else ""
+
+    @property
     def project(self) -> str:
         """The project; empty for none."""
         task = None if isinstance(self.submission, AppSubmission) else self.submission
@@ -145,7 +150,7 @@ def wrong_account(
 ) -> Iterator[str]:
     """What the account had spent with this run in it, as the auditor adds it up."""
     extra_delta = run.extra_delta if is_admission else Decimal(0)
-    own = Decimal(0) if run.signed is not None and run.signed.operator == body.operator else run.epsilon
+    own = Decimal(0) if run.operator == body.operator else run.epsilon
     told = record_in(facts, "account")
     expected = {
         "epsilonAfter": (account.epsilon_spent, MILLIONTH),

@@ -75,7 +75,10 @@ class DeclaredDataset:
 
 @dataclass(slots=True)
 class RunCharge:
-    """A submission that was charged. `epsilon`: its own, by PLD at `delta`; infinite where it makes no claim."""
+    """A submission that was charged. `epsilon`: its own, by PLD at `delta`; infinite where it makes no claim.
+
+    `operator`, `project`: as its plan names them, so that a recovered charge has them too.
+    """
 
     run: str
     submission: str
@@ -85,6 +88,7 @@ class RunCharge:
     delta: Decimal
     divergence: Decimal
     expires: str
+    operator: str = ""
     project: str = ""
     is_released: bool = False
     is_recovered: bool = False
@@ -288,6 +292,7 @@ def _run_app(book: Book, content: Mapping[str, Any]) -> None:
 
 
 def _charge(book: Book, content: Mapping[str, Any]) -> None:
+    operator, project = _asked_by(content["plan"])
     run = RunCharge(
         run=content["run"],
         submission=content["submission"],
@@ -297,16 +302,17 @@ def _charge(book: Book, content: Mapping[str, Any]) -> None:
         delta=Decimal(content["delta"]),
         divergence=Decimal(content["divergence"]),
         expires=content["expires"],
-        project=_project(content["plan"]),
+        operator=operator,
+        project=project,
     )
     book.runs[run.run] = run
     _spend(book.accounts[run.account], run, Decimal(1))
 
 
-def _project(plan: str) -> str:
-    """The project of a submission, as its canonical text has it."""
-    project: str = json.loads(plan)["plan"]["run"].get("project", "")
-    return project
+def _asked_by(plan: str) -> tuple[str, str]:
+    """Operator and project of a submission, as its canonical text has them."""
+    told = json.loads(plan)
+    return told["operator"], told["plan"]["run"].get("project", "")
 
 
 def _take_policy(book: Book, content: Mapping[str, Any]) -> None:

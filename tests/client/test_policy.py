@@ -109,6 +109,22 @@ def test_limit_on_an_operators_sum_holds_over_runs(house: House, make_submission
     house.node.answer(asked(ALICE.signs(make_submission(private=True, run_id="run-2")), 2))
 
 
+def test_limit_on_an_operators_sum_holds_over_a_restored_ledger(
+    house: House, make_submission: Make, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    limit = """
+        @id("sum") forbid (principal, action == Action::"admit", resource)
+        unless { context.account.epsilonOfOperator <= 2000000 };"""
+    house.policy.write_text(f"{PERMIT}{limit}{END}")
+    lost = House(tmp_path_factory.mktemp("lost"))
+    lost.node.answer(asked(ALICE.signs(make_submission(private=True))))
+    charged = next(entry.content for entry in lost.all_entries if entry.kind == "charge")
+    with house.accounts.transaction():
+        house.accounts.ledger.append("recovered-charge", charged)
+    second = ALICE.signs(make_submission(private=True, run_id="run-2"))
+    assert denial(house, second).message == "admit: forbidden by rule sum"
+
+
 def test_pin_is_of_name_and_key(house: House, signed: SignedSubmission) -> None:
     house.pins = {"tester": ALICE.key.fingerprint}
     house.node.answer(asked(signed))

@@ -393,6 +393,26 @@ def test_recovered_charge_needs_no_permission(tmp_path: Path) -> None:
     made.ledger.close()
 
 
+def test_recovered_charge_counts_among_its_operators(tmp_path: Path) -> None:
+    """A restored ledger has no entry of who signed for it; the plan names the operator."""
+    lost, made = Institution(tmp_path / "lost"), Institution(tmp_path / "restored")
+    for one in (lost, made):
+        one.open()
+    assert lost.admit(lost.submission("run-1"))
+    charged = next(entry.content for entry in lost.ledger.entries() if entry.kind == "charge")
+    made.ledger.append("recovered-charge", charged)
+    assert made.admit(made.submission("run-2"))
+    rows = rows_of(made)
+    assert audited(made, rows, tmp_path).violations == ()
+    account = json.loads(rows[place(rows, "decision")].body["facts"])["context"]["account"]
+    assert account["epsilonOfOperator"] == account["epsilonOfProject"] == account["epsilonAfter"]
+    fact("context", "account.epsilonOfOperator", account["epsilonAfter"] // 2, run="run-2")(rows)
+    again = audited(made, rows, tmp_path / "lost")
+    assert [violation.code for violation in again.violations] == ["facts"]
+    lost.ledger.close()
+    made.ledger.close()
+
+
 # What an auditor is told.
 
 
