@@ -60,7 +60,7 @@ class GrpcGrid(RunGrid):
         self._pushed: dict[str, Mailbox] = {}
         self._reading: dict[Mailbox, set[bytes]] = {}  # and the asks whose answers are waited for
         self._lock = threading.Lock()
-        self._is_stopped = False
+        self._stopped = threading.Event()
         self.set_run(empty_run(run_number(terms.run_id)))
 
     # ---- Flower's Grid ----
@@ -148,6 +148,11 @@ class GrpcGrid(RunGrid):
             nodes = self._hub.wait_for_change(nodes, left)
         self._check_going_on()
 
+    def rest(self, seconds: float) -> None:
+        """See RunGrid."""
+        self._stopped.wait(seconds)
+        self._check_going_on()
+
     def _revisions(self, nodes: Iterable[NodeView]) -> dict[int, str]:
         return {node.node_id: node.revision for node in self._terms.fit(nodes)[0]}
 
@@ -165,7 +170,7 @@ class GrpcGrid(RunGrid):
 
     def stop(self) -> None:
         """Make whatever waits raise InterruptedRunError."""
-        self._is_stopped = True
+        self._stopped.set()
         with self._lock:
             for mailbox in self._reading:
                 mailbox.interrupt()
@@ -173,7 +178,7 @@ class GrpcGrid(RunGrid):
 
     def close(self) -> None:
         """Let go of what was asked and of what has come; a thread that an app left behind finds the run at its end."""
-        self._is_stopped = True
+        self._stopped.set()
         self._hub.forget(bytes.fromhex(message_id) for message_id in list(self._pushed))
         for mailbox in self._pushed.values():
             mailbox.close()
@@ -240,7 +245,7 @@ class GrpcGrid(RunGrid):
         mailbox.close()
 
     def _check_going_on(self) -> None:
-        if self._is_stopped:
+        if self._stopped.is_set():
             raise InterruptedRunError(
                 f"run {self._terms.run_id} was stopped", f"privet run resume {self._terms.run_id}"
             )

@@ -2,6 +2,7 @@
 
 A run that lacks nodes waits for those whose approval is pending and for those that are paused, until its submission has
 expired or the operator stops it. Nobody is asked meanwhile: a node tells by its presence that a decision may be other.
+Between two roll calls there is a rest, or one node that changes its mind all the time would keep the server busy.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from ..privacy.errors import FederationError
 from .run_grid import RunGrid
 
 _LONGEST_SECONDS = 60.0  # then a node that called itself busy, whose presence says nothing of it, is asked again
+REST_SECONDS = 2.0  # a person who has spoken does not mind them
 
 
 class Minds(Protocol):
@@ -25,7 +27,10 @@ class Minds(Protocol):
         ...
 
     def wait(self, seen: Mapping[int, str]) -> None:
-        """Return when the revisions are other than these, or some time later; raise FederationError when it is over."""
+        """Return when the revisions are other than these, though not at once, or some time later.
+
+        Raises FederationError when it is over.
+        """
         ...
 
 
@@ -49,4 +54,5 @@ class GridMinds:
                 f"the submission was valid until {self.body.expires}, and nodes were waited for",
                 "ask their institutions, then submit the plan again",
             )
+        self.grid.rest(min(REST_SECONDS, left.total_seconds()))
         self.grid.wait_for_revisions(seen, min(_LONGEST_SECONDS, left.total_seconds()))

@@ -46,6 +46,15 @@ class Failure:
         return f"{self.code}{words.DISCLOSED}{self.disclosed}" if self.disclosed else self.code
 
 
+def code_in(text: str) -> str:
+    """The code of a failure, of which `text` is what is shown.
+
+    >>> code_in("policy-denied: epsilon-at-most-2")
+    'policy-denied'
+    """
+    return text.partition(words.DISCLOSED)[0]
+
+
 def failure_of(reply: Message) -> Failure | None:
     """The node's refusal, a failed app, or nothing.
 

@@ -23,6 +23,9 @@ class RunGrid(Grid):
     def wait_for_revisions(self, seen: Mapping[int, str], seconds: float) -> None:
         """Return when `revisions` are other than these, or after so long; raise InterruptedRunError when stopped."""
 
+    def rest(self, seconds: float) -> None:
+        """Return after so long; raise InterruptedRunError when stopped. At once where nodes do not change."""
+
     @abstractmethod
     def stop(self) -> None:
         """Make whatever waits, now or later, raise InterruptedRunError. From any thread, and more than once."""

@@ -14,6 +14,7 @@ from .checkpoints import Checkpoints, RoundReport, State
 from .events import Answered, Awaited, Evaluated, Happening, Missed, RollCalled, RoundBegun
 from .federation import Federation
 from .minds import GridMinds
+from .replies import code_in
 from .run_job import Job
 from .run_record import RunState
 from .witnesses import Witnesses
@@ -135,20 +136,24 @@ class _Diary:
         return self._standing
 
     def _call_roll(self, roll: dict[str, Any]) -> None:
-        """Tell who takes part, who will not, and who is not asked: once, and again when that has changed."""
+        """Tell who takes part, who will not, and who is not asked: once, and again when that has changed.
+
+        Another text beside the same code is no news: whoever sends it could fill the book.
+        """
         roll["not_asked"] = dict(self._job.grid.notes())
-        if any(self._standing.get(key) != value for key, value in roll.items()):
-            self._standing |= roll
+        before = {key: self._standing.get(key) for key in roll}
+        self._standing |= roll
+        if _coded(roll) != _coded(before):
             self._job.tell("roll", roll, standing=self._standing)
 
     def _wait_for(self, nodes: dict[str, str]) -> None:
         """The run waits for these to change their minds, or goes on."""
-        if nodes == self._standing["waits_for"]:
-            return
-        is_waiting = bool(self._standing["waits_for"])
+        before = self._standing["waits_for"]
         self._standing["waits_for"] = nodes
+        if _codes(nodes) == _codes(before):
+            return
         self._job.tell("waits", {"nodes": nodes}, standing=self._standing)
-        if bool(nodes) is not is_waiting:
+        if bool(nodes) is not bool(before):
             self._job.move(RunState.WAITING if nodes else RunState.RUNNING)
 
     def _enter(self, report: RoundReport, state: State) -> None:
@@ -166,3 +171,12 @@ class _Diary:
 
     def _mention(self, kind: str, number: int, **body: Any) -> None:
         self._job.mention(kind, {"round": number, **body})
+
+
+def _coded(roll: dict[str, Any]) -> dict[str, Any]:
+    return roll | {"refused": _codes(roll.get("refused") or {})}
+
+
+def _codes(refused: dict[str, str]) -> dict[str, str]:
+    """By node, without what its institution lets be told beside the code."""
+    return {name: code_in(text) for name, text in refused.items()}

@@ -220,6 +220,16 @@ def test_waiting_for_a_changed_mind_ends_in_time_and_when_stopped(server: Server
     assert not waiting.is_alive()
 
 
+def test_rest_is_as_long_as_it_is_asked_for_and_ends_when_stopped(server: Server) -> None:
+    grid, began = grid_of(server), time.monotonic()
+    grid.rest(0.1)
+    assert time.monotonic() - began >= 0.1
+    threading.Timer(0.05, grid.stop).start()
+    with pytest.raises(InterruptedRunError):
+        grid.rest(LONG)
+    assert time.monotonic() - began < LONG
+
+
 def test_run_that_waits_for_answers_can_be_stopped(server: Server, join: Join) -> None:
     party = Silent()
     join("silent", party=party)

@@ -15,7 +15,7 @@ from privet.privacy.submission import Submission
 from privet.server.checkpoints import Checkpoints, State
 from privet.server.events import Awaited, Happening, RollCalled
 from privet.server.federation import Federation
-from privet.server.minds import GridMinds
+from privet.server.minds import REST_SECONDS, GridMinds
 from privet.server.replies import Failure, Member
 from privet.server.roster import Roster
 from run_grids import LocalRunGrid
@@ -240,6 +240,24 @@ def test_waiting_is_as_long_as_the_submission_lasts_and_a_minute_at_most(make_su
         moment = time_of(submission.body.expires) - timedelta(seconds=left)
         GridMinds(Grid([]), submission.body, lambda now=moment: now).wait({})  # type: ignore[misc]
     assert waited == [5.0, 60.0]
+
+
+def test_node_that_changes_its_mind_all_the_time_is_asked_once_in_a_while(make_submission: Make) -> None:
+    rested = []
+
+    class Restless(LocalRunGrid):
+        def rest(self, seconds: float) -> None:
+            rested.append(seconds)
+
+        def wait_for_revisions(self, seen: Mapping[int, str], seconds: float) -> None:
+            assert len(rested) > 0, "first a rest"
+
+    submission = make_submission()
+    for left in (0.5, 3600.0):
+        moment = time_of(submission.body.expires) - timedelta(seconds=left)
+        GridMinds(Restless([]), submission.body, lambda now=moment: now).wait({})  # type: ignore[misc]
+    assert rested == [0.5, REST_SECONDS]
+    assert 1 <= REST_SECONDS <= 5
 
 
 def test_stop_ends_the_waiting(make_submission: Make) -> None:

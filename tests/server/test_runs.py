@@ -206,6 +206,24 @@ def test_run_that_waits_for_a_person_says_for_whom_and_goes_on(make: Make, tmp_p
     assert [nodes for kind, nodes in told if kind == "waits"] == [{"node-2": "approval-pending: needs-steward"}, {}]
 
 
+def test_node_that_words_its_refusal_anew_each_time_does_not_fill_the_book(make: Make, tmp_path: Path) -> None:
+    said = list[str]()
+
+    def describe(_: Message) -> str:
+        said.append(f"approval-pending: rule-{len(said)}" if len(said) < 20 else "")
+        if said[-1]:
+            grid.revise("node-2")
+        return said[-1]
+
+    grid = LocalRunGrid([FakeNode("node-1"), FakeNode("node-2", describe=describe)])
+    runs = runs_in(tmp_path, lambda: grid)
+    runs.submit(handed_in(make()), "tester")
+    assert ended(runs, "run-1") is RunState.FINISHED
+    assert len(said) == 21
+    kinds = [event.kind for event in runs.book.events("run-1")]
+    assert (kinds.count("roll"), kinds.count("waits")) == (2, 2)
+
+
 def test_operator_stops_a_run_that_waits_for_a_person(make: Make, tmp_path: Path) -> None:
     runs, _ = waiting(tmp_path, make)
     runs.stop("run-1")
