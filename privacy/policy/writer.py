@@ -3,19 +3,22 @@
 The rules:
 1. A number means what was typed: it is permitted exactly, and nothing above (or below). What Cedar's units cannot hold
    is an error, not rounded.
-2. Every rule's @id begins with the grant's, so that a refusal names it and `--replace` finds it.
+2. Every rule's @id begins with the grant's, so that a refusal names it and `--replace` finds it. A name may end like a
+   bound (data set `ward7-parties`): what is replaced has to be the same grant's, by effect, scope and project.
 3. Bounds are forbids: a rule that somebody adds later cannot undo them.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
 from ..errors import UsageError
 from ..plan import NAME_PATTERN
-from .rules import END, LARGEST
+from .rules import END, LARGEST, Rules
 from .source import Place, places
 from .terms import MILLIONTH, TRILLIONTH
 
@@ -27,6 +30,7 @@ LONGEST_ID = 63 - 1 - max(map(len, SUFFIXES))  # characters: the rules' ids are 
 _TOUCHES = 'action in [Action::"admit", Action::"train", Action::"evaluate"]'
 _ROUNDS = 'action in [Action::"train", Action::"evaluate", Action::"releaseUpdate", Action::"releaseMetric"]'
 _PARTICIPATE, _RUN_APP = 'action in Action::"participate"', 'action == Action::"runApp"'
+_PROJECT = re.compile(r'context\.plan\.project == "([^"]*)"')
 _DAYS = '["monday", "tuesday", "wednesday", "thursday", "friday"].contains(context.time.weekday)'
 
 
@@ -96,6 +100,8 @@ def text_of(grant: Grant) -> str:
 def added(text: str, grant: Grant, is_replaced: bool) -> str:
     """The policy with the grant's rules before its end; raise UsageError where its id is taken and not replaced."""
     there = [place for place in places(text) if place.id in grant.ids]
+    if there:
+        _check_own(grant, text)
     if there and not is_replaced:
         raise UsageError(
             f"line {there[0].line}: there is a rule {there[0].id} already",
@@ -113,8 +119,8 @@ def in_units(value: Decimal, unit: Decimal, option: str) -> int:
     >>> in_units(Decimal("3"), MILLIONTH, "--epsilon")
     3000000
     """
-    count = value / unit
-    if count != count.to_integral_value() or count > LARGEST:
+    count = Fraction(value) / Fraction(unit)  # a Decimal would keep 28 digits of it
+    if count.denominator != 1 or count > LARGEST:
         digits = -int(unit.logb())
         raise UsageError(f"{option} {value}: more than {digits} digits after the point", f"{option} with fewer digits")
     return int(count)
@@ -202,6 +208,26 @@ def _spread(effect: str, scope: str) -> Sequence[str]:
     """The scope, a line for each part."""
     principal, action, resource = re.split(r", (?=action|resource)", scope)
     return [f"{effect} (", f"    {principal},", f"    {action},", f"    {resource}", ")"]
+
+
+def _check_own(grant: Grant, text: str) -> None:
+    """Raise UsageError where an id of the grant's is another's: replaced, a bound of that one would be gone."""
+    own = _owners(f"{text_of(grant)}\n{END}\n")[grant.id]
+    there = _owners(text)
+    for place in places(text):
+        effect = "permit" if place.id == grant.id else "forbid"
+        if place.id in grant.ids and there[place.id] != {**own, "effect": effect}:
+            raise UsageError(f"line {place.line}: rule {place.id} is not of this grant", "--id NAME, another")
+
+
+def _owners(text: str) -> Mapping[str, Mapping[str, Any]]:
+    """Whom and what each rule is for, by its id."""
+    projects = {place.id: set(_PROJECT.findall(place.text)) for place in places(text)}
+    return {
+        rule.id: {part: rule.form[part] for part in ("effect", "principal", "resource")}
+        | {"projects": projects[rule.id]}
+        for rule in Rules(text).rules
+    }
 
 
 def _without(text: str, some: Sequence[Place]) -> str:

@@ -122,6 +122,23 @@ def test_an_id_that_is_taken_is_refused() -> None:
         added(once, GRANT, is_replaced=False)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (replace(GRANT, parties=5), replace(GRANT, id="alice-ward7-parties", dataset="ward7-parties")),
+        (replace(GRANT, id="alice-ward7-parties", dataset="ward7-parties"), replace(GRANT, parties=5)),
+        (replace(GRANT, id="a-b-c", operator="a", dataset="b-c"), replace(GRANT, id="a-b-c", operator="a-b")),
+        (replace(GRANT, project="lung"), replace(GRANT, project="kidney")),
+        (GRANT, Grant("alice-ward7", "alice", app="ward7")),
+    ],
+)
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_replacing_a_grant_takes_no_rule_of_another(first: Grant, second: Grant, is_replaced: bool) -> None:
+    once = added(default_policy("node"), first, is_replaced=False)
+    with pytest.raises(UsageError, match=r"line \d+: rule .* is not of this grant"):
+        added(once, second, is_replaced)
+
+
 def test_an_app_is_permitted_by_its_name() -> None:
     app = Grant("a", "alice", app="hello", min_nodes=3, hours=(8, 18), until=date(2027, 1, 1), approval="steward")
     rules = Rules(added(default_policy("node"), app, is_replaced=False)).rules
@@ -132,6 +149,7 @@ def test_an_app_is_permitted_by_its_name() -> None:
     ("changes", "told"),
     [
         ({"epsilon": Decimal("0.1234567")}, "more than 6 digits"),
+        ({"epsilon": Decimal("2." + 34 * "9")}, "more than 6 digits"),  # the decimal module keeps 28
         ({"delta": Decimal("1e-13")}, "more than 12 digits"),
         ({"epsilon": Decimal(0)}, "not above 0"),
         ({"hours": (18, 8)}, "not two hours of one day"),
