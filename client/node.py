@@ -123,6 +123,7 @@ class Node:
         self._draws = draws or self._node_draw
         self._clock = clock
         self._trainers: dict[str, Trainer] = {}
+        self._considered = ""  # the submission that the policy and the account would admit, when they were asked last
 
     @property
     def dataset(self) -> DeclaredDataset:
@@ -169,11 +170,14 @@ class Node:
         submission, now = self._received(request), self._clock()
         self._check_ours(submission)
         self._guard.consider(submission, now, self._signer(submission, request, now))
+        self._considered = submission.hash
         return self._company.attend(submission) if self._company else None
 
     def prepare(self, content: bytes) -> None:
-        """Make ready to train what is submitted; no record is read. Raises PrivetError where that fails."""
-        self._trainer(Submission.from_bytes(content))
+        """Make ready to train what was considered last; no record is read. Raises PrivetError where that fails."""
+        submission = Submission.from_bytes(content)
+        if submission.hash == self._considered:
+            self._trainer(submission)
 
     def standing(self, submission: Submission) -> Standing:
         """What the run has cost here: for the institution's own eyes, and a simulator's."""

@@ -109,6 +109,34 @@ class NodeSettings(BaseModel):
             raise UsageError(f"{path}: not TOML: {error}", f"mend {path}") from None
 
 
+class HeldSettings:
+    """The settings as they hold for a node that runs. What they bound is not let go of by an accident.
+
+    A file in TOML that is missing or cut short is a file without pins. So one that is gone changes nothing, and pins
+    that are all gone are gone when the file says so twice: an editor may be writing it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: NodeSettings | None = None
+        self._doubted: NodeSettings | None = None
+
+    def look(self) -> NodeSettings:
+        """The settings now; raise UsageError with what is wrong. Call it now and then."""
+        if self._held is not None and not self._path.exists():
+            return self._held
+        read, held = NodeSettings.read(self._path), self._held
+        has_lost = held is not None and any(
+            before and not after for before, after in ((held.operators, read.operators), (held.peers, read.peers))
+        )
+        if has_lost and read != self._doubted:
+            self._doubted = read
+        else:
+            self._held, self._doubted = read, None
+        assert self._held is not None, "the first look holds what it reads"
+        return self._held
+
+
 def pin(path: Path, name: str, fingerprint: str) -> None:
     """Listen to this operator, with this key and no other; where it was pinned with another, that is replaced."""
     _pin(path, "operators", name, fingerprint)

@@ -5,7 +5,7 @@ served beside one another, so they never go backwards.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TypeVar
@@ -53,8 +53,10 @@ class Teller:
         """The tasks of the data sets that are declared now."""
         return self._do(self._tasks)
 
-    def asked(self) -> tuple[int, tuple[tuple[Pending, tuple[str, ...]], ...]]:
-        """How often a person has spoken of a submission, and what waits for one: with the roles that it lacks."""
+    def asked(self) -> tuple[Hashable, tuple[tuple[Pending, tuple[str, ...]], ...]]:
+        """What a person has changed (another value each time: approvals, limits), and what waits for one: with the
+        roles that it lacks.
+        """
         return self._do(self._asked)
 
     def close(self) -> None:
@@ -86,11 +88,14 @@ class Teller:
             return frozenset()
         return frozenset(dataset.task for dataset in self._accounts.catch_up().datasets.values())
 
-    def _asked(self) -> tuple[int, tuple[tuple[Pending, tuple[str, ...]], ...]]:
+    def _asked(self) -> tuple[Hashable, tuple[tuple[Pending, tuple[str, ...]], ...]]:
         if self._guard() is None or self._accounts is None:
-            return 0, ()
-        asked = self._accounts.catch_up().asked
-        return asked.count, tuple((one, asked.missing(one)) for one in asked.waiting.values())
+            return None, ()
+        book = self._accounts.catch_up()
+        asked, accounts = book.asked, book.accounts.values()
+        limits = frozenset((account.name, account.epsilon, account.is_closed) for account in accounts)
+        released = sum(run.is_released for run in book.runs.values())
+        return (asked.count, limits, released), tuple((one, asked.missing(one)) for one in asked.waiting.values())
 
     def _record(self) -> ConfigRecord:
         guard = self._guard()

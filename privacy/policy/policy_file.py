@@ -15,7 +15,7 @@ from .rules import END, POLICY_BYTES, Rules
 
 log = logging.getLogger("privet.policy")
 
-_Seen = tuple[int, int, int] | None  # when it was written, how large it is, which file it is
+_Seen = tuple[int, int, int, int] | None  # when it was written and touched, how large it is, which file it is
 
 
 class PolicyFile:
@@ -86,7 +86,7 @@ def _seen(path: Path) -> _Seen:
         found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 _NOTHING = Rules(f"{END}\n")

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from privet.client.join_cli import _TEMPLATE as TEMPLATE
 from privet.client.operator_cli import allow, distrust, trust
 from privet.client.peer_cli import distrust_peer, trust_peer
-from privet.client.settings import SETTINGS_BYTES, NodeSettings, allow_app, pin, pin_peer, unpin, unpin_peer
+from privet.client.settings import (
+    SETTINGS_BYTES,
+    HeldSettings,
+    NodeSettings,
+    allow_app,
+    pin,
+    pin_peer,
+    unpin,
+    unpin_peer,
+)
 from privet.privacy.errors import UsageError
 
 KEY, OTHER = "ab" * 32, "0123456789abcdef" * 4
@@ -312,3 +321,38 @@ def test_config_that_no_plan_could_hold_is_refused(tmp_path: Path, config: dict[
     with pytest.raises(UsageError, match="config"):
         allow_app(tmp_path / "node.toml", "quickstart", "a:app", config)
     assert not (tmp_path / "node.toml").exists()
+
+
+PINS = f'[operators]\nalice = "{KEY}"\n[peers]\nst-marys = "{OTHER}"\n'
+
+
+def test_settings_hold_where_the_file_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(PINS)
+    settings = HeldSettings(path)
+    pinned = settings.look()
+    path.unlink()
+    assert settings.look() == settings.look() == pinned
+
+
+@pytest.mark.parametrize("left", ["", f'[peers]\nst-marys = "{OTHER}"\n', f'[operators]\nalice = "{KEY}"\n'])
+def test_pins_are_gone_when_the_file_says_so_twice(tmp_path: Path, left: str) -> None:
+    """An editor that writes in place empties the file first, and a node that looks then must not let everybody in."""
+    path = tmp_path / "node.toml"
+    path.write_text(PINS)
+    settings = HeldSettings(path)
+    pinned = settings.look()
+    path.write_text(left)
+    assert settings.look() == pinned
+    assert settings.look() == NodeSettings.read(path) != pinned
+    path.write_text(PINS)
+    assert settings.look() == pinned
+
+
+def test_pin_that_is_changed_holds_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(PINS)
+    settings = HeldSettings(path)
+    settings.look()
+    pin(path, "alice", OTHER)
+    assert settings.look().operators == {"alice": OTHER}
