@@ -13,13 +13,17 @@ from .client.cli import tasks
 from .client.dataset_cli import dataset_app
 from .client.join_cli import join
 from .client.node_cli import node_app
+from .client.policy_side import NodeSide
 from .privacy.audit.cli import audit_app
 from .privacy.audit.recomputed import LowerEstimate
 from .privacy.budget.cli import budget_app
 from .privacy.cli import plan_app
-from .privacy.errors import PlanError, PrivetError
+from .privacy.errors import PlanError, PolicyError, PrivetError
+from .privacy.policy.cli import policy_app
 from .server.federation_cli import federation_app, invite, revoke
 from .server.nodes_cli import list_nodes
+from .server.policy_side import ServerSide
+from .server.project_cli import project_app
 from .server.run_cli import run_app
 from .server.serve_cli import serve
 from .simulations.cli import simulate
@@ -41,7 +45,9 @@ app.add_typer(plan_app, name="plan")
 app.command()(tasks)
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(budget_app, name="budget")
+app.add_typer(policy_app((NodeSide(), ServerSide())), name="policy")
 app.add_typer(run_app, name="run")
+federation_app.add_typer(project_app, name="project")
 app.add_typer(federation_app, name="federation")
 app.command()(invite)
 app.command()(join)
@@ -96,8 +102,9 @@ def run(arguments: list[str]) -> int:
         path = context.command_path if context else "privet"
         sentences = dict.fromkeys(re.split(r"(?<=[.?]) ", error.format_message()))  # typer suggests, and click again
         return _tell(" ".join(sentences), f"{path} --help", error.exit_code, error)
-    except PlanError as error:
-        more = f" (and {len(error.problems) - 1} more: privet plan check lists them)" if error.problems[1:] else ""
+    except (PlanError, PolicyError) as error:
+        lists = "privet plan check" if isinstance(error, PlanError) else "privet policy check"
+        more = f" (and {len(error.problems) - 1} more: {lists} lists them)" if error.problems[1:] else ""
         return _tell(error.problems[0] + more, error.remedy, error.exit_code, error)
     except PrivetError as error:
         return _tell(error.message, error.remedy, error.exit_code, error)

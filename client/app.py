@@ -61,14 +61,16 @@ def _answered(node: Node, handler: Handler, message: Message) -> Message:
 def reason_of(refusal: RefusedError) -> str:
     """What leaves of a refusal: its code, and what the institution discloses of its policy's decision."""
     disclosed = refusal.disclosed if isinstance(refusal, DeniedError) else ""
-    return f"{refusal.code.value}: {disclosed}" if disclosed else refusal.code.value
+    return f"{refusal.code.value}{words.DISCLOSED}{disclosed}" if disclosed else refusal.code.value
 
 
 def _describe(node: Node, message: Message) -> RecordDict:
     config = message.content.get(words.CONFIG)
+    facts: dict[str, str | int | bytes] = {words.NAME: node.name, words.DECLARED_SIZE: node.dataset.declared_size}
     if isinstance(config, ConfigRecord) and words.SUBMISSION in config:
-        node.consider(_request("describe", message))
-    facts: dict[str, str | int] = {words.NAME: node.name, words.DECLARED_SIZE: node.dataset.declared_size}
+        attendance = node.consider(_request("describe", message))
+        if attendance is not None:
+            facts |= {words.SIGNATURE: attendance.signature, words.CERTIFICATES: attendance.chain}
     return RecordDict({words.CONFIG: ConfigRecord({**facts})})
 
 
@@ -121,8 +123,8 @@ def _request(stage: Stage, message: Message) -> Request:
     if not isinstance(submission, bytes) or type(number) is not int or type(attempt) is not int:
         raise _malformed("submission, round or attempt is missing or of another type")
     parameters = to_parameters(arrays) if arrays is not None else {}
-    signature, certificates = _bytes(config, words.SIGNATURE), _bytes(config, words.CERTIFICATES)
-    return Request(stage, submission, number, attempt, parameters, _witnessed(message), signature, certificates)
+    brought = (_bytes(config, key) for key in (words.SIGNATURE, words.CERTIFICATES, words.COHORT))
+    return Request(stage, submission, number, attempt, parameters, _witnessed(message), *brought)
 
 
 def _bytes(config: ConfigRecord, key: str) -> bytes:

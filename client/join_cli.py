@@ -71,6 +71,9 @@ def join(
         if member.identity.role is Role.OPERATOR:
             print(f"key fingerprint {member.key.fingerprint}")
             print("tell it to the institutions on another way than by this server; each pins it before it trusts you")
+        if member.identity.role is Role.NODE:
+            print(f"key fingerprint {member.key.fingerprint}")
+            print("tell it to institutions whose policy asks who else takes part: privet node trust-peer pins it there")
         for one in checks:
             print(f"{one.name}: {one.text}")
         print(f"next: {_NEXT[member.identity.role]}")

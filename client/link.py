@@ -42,11 +42,15 @@ _LONG_CONNECTION = 30.0  # seconds: one that breaks sooner, without an answer ta
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What a node offers now. `tasks`: versions by name, of the data sets that are declared."""
+    """What a node offers now. `tasks`: versions by name, of the data sets that are declared.
+
+    `revision`: another whenever a refusal may have become a permission, and nothing else: see party.py.
+    """
 
     is_paused: bool
     tasks: dict[str, str]
     apps: tuple[str, ...]
+    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -247,4 +251,5 @@ _REASONED = {
 
 def _presence(presence: Presence) -> pb.Presence:
     tasks = [pb.TaskOffer(name=name, version=version) for name, version in sorted(presence.tasks.items())]
-    return pb.Presence(is_paused=presence.is_paused, tasks=tasks, apps=sorted(presence.apps))
+    apps, revision = sorted(presence.apps), presence.revision
+    return pb.Presence(is_paused=presence.is_paused, tasks=tasks, apps=apps, revision=revision)

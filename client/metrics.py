@@ -93,7 +93,8 @@ class CountedParty:
     def _count(self, reply: "Message") -> None:
         self._tally.answers += 1
         if reply.has_error():
-            code = reply.error.reason if reply.error.code == words.REFUSED else _FAILED
+            reason = reply.error.reason if reply.error.code == words.REFUSED else _FAILED
+            code = str(reason).partition(words.DISCLOSED)[0]
             self._tally.refused[code if code in REFUSAL_CODES else _FAILED] += 1
 
 

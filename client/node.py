@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
+from ..privacy.attendance import Attendance
 from ..privacy.budget.book import DeclaredDataset
 from ..privacy.budget.decisions import Cohort
 from ..privacy.budget.guard import Attempt, Guard, Standing
 from ..privacy.budget.ledger import Clock, Entry, system_clock
 from ..privacy.budget.signer import Signer
 from ..privacy.budget.witness import Countersigned, Head
-from ..privacy.errors import LedgerError, PrivetError, Refusal, RefusedError
+from ..privacy.errors import ChannelError, LedgerError, PrivetError, Refusal, RefusedError
 from ..privacy.parameters import Array, Parameters, hash_of, problem_of
 from ..privacy.signed import SignedSubmission
 from ..privacy.submission import Submission
@@ -75,6 +76,18 @@ class Trainer(Protocol):
         ...
 
 
+class Company(Protocol):
+    """The other parties: with whom a node trains, as far as it can tell. See cohort.Peers."""
+
+    def attend(self, submission: Submission) -> Attendance | None:
+        """What shows the others that this node takes part; None where nobody needs to be shown."""
+        ...
+
+    def cohort(self, submission: Submission, told: bytes, now: datetime) -> Cohort:
+        """Who takes part; raises ChannelError where what the server told is no list."""
+        ...
+
+
 Workshop = Callable[[Submission, DeclaredDataset, "Source"], Trainer]
 Draws = Callable[[Submission, Attempt], Draw]
 
@@ -83,6 +96,7 @@ class Node:
     """One institution's party: its data set, its guard, its kept answers.
 
     `operators`: whose submissions it carries out. None in a simulation, where nothing is signed; a deployment has them.
+    `company`: who counts towards a cohort; without it nobody but this node does, and it signs nothing itself.
     """
 
     def __init__(
@@ -95,11 +109,13 @@ class Node:
         draws: Draws | None = None,
         clock: Clock = system_clock,
         operators: Operators | None = None,
+        company: Company | None = None,
     ) -> None:
         if guard.is_deployment and (operators is None or not guard.asks_policy):
             raise ValueError("a deployment's node carries out what operators signed and its policy permits, no more")
         self.name = name
         self._operators = operators
+        self._company = company
         self._source = source
         self._guard = guard
         self._answers = answers
@@ -107,6 +123,7 @@ class Node:
         self._draws = draws or self._node_draw
         self._clock = clock
         self._trainers: dict[str, Trainer] = {}
+        self._considered = ""  # the submission that the policy and the account would admit, when they were asked last
 
     @property
     def dataset(self) -> DeclaredDataset:
@@ -126,16 +143,16 @@ class Node:
         submission, now = self._received(request), self._clock()
         self._check_ours(submission)
         signer = self._signer(submission, request, now)
+        self._guard.consider(submission, now, signer)  # before anything is built for a plan that will not be admitted
         trainer = self._trainer(submission)
         if request.stage == "initial":
-            self._guard.consider(submission, now, signer)
             return Answer(trainer.initial())
         attempt = _attempt(request, submission)
         _check_parameters(request, trainer)
         if request.witnessed is not None:
             self._guard.check_witnessed(request.witnessed)
         cohort = self._cohort_of(request, submission, now)
-        self._guard.admit(submission, now, signer)
+        self._guard.admit(submission, now, signer, attempt, cohort)
         kept = self._guard.begin(submission, attempt, request.witnessed, cohort)
         if kept is not None:
             self._guard.check_release(submission, attempt, cohort)
@@ -145,15 +162,22 @@ class Node:
         self._guard.answered(submission, attempt, answer_hash, trainer.done(), cohort)
         return answer
 
-    def consider(self, request: Request) -> None:
-        """Say beforehand what `answer` would: raise RefusedError for what will not be admitted. Charges nothing."""
+    def consider(self, request: Request) -> Attendance | None:
+        """Say beforehand what `answer` would: raise RefusedError for what will not be admitted. Charges nothing.
+
+        Gives the signature that this node takes part, for its peers; None in a simulation.
+        """
         submission, now = self._received(request), self._clock()
         self._check_ours(submission)
         self._guard.consider(submission, now, self._signer(submission, request, now))
+        self._considered = submission.hash
+        return self._company.attend(submission) if self._company else None
 
     def prepare(self, content: bytes) -> None:
-        """Make ready to train what is submitted; no record is read. Raises PrivetError where that fails."""
-        self._trainer(Submission.from_bytes(content))
+        """Make ready to train what was considered last; no record is read. Raises PrivetError where that fails."""
+        submission = Submission.from_bytes(content)
+        if submission.hash == self._considered:
+            self._trainer(submission)
 
     def standing(self, submission: Submission) -> Standing:
         """What the run has cost here: for the institution's own eyes, and a simulator's."""
@@ -189,7 +213,12 @@ class Node:
 
     def _cohort_of(self, request: Request, submission: Submission, now: datetime) -> Cohort:
         """With whom: what this node can check of it."""
-        return Cohort()
+        if self._company is None:
+            return Cohort()
+        try:
+            return self._company.cohort(submission, request.cohort, now)
+        except ChannelError as error:
+            raise _malformed(error.message) from None
 
     def _trainer(self, submission: Submission) -> Trainer:
         if submission.hash not in self._trainers:

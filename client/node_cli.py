@@ -9,19 +9,26 @@ from typing import Annotated, Any
 import typer
 
 from ..privacy.budget.options import AsJson, PassphraseFile
-from ..privacy.channel.member import IDENTITY, Member
+from ..privacy.channel.member import IDENTITY, Member, own_certificate
 from ..privacy.errors import ChannelError, UsageError
 from ..privacy.home import Home, passphrase_from
 from ..privacy.log_lines import Level, LogJson, LogLevel, write_logs
+from .approval_cli import approve, pending, reject
 from .health import check_connected, is_running, told_status
 from .operator_cli import allow, distrust, trust
+from .peer_cli import distrust_peer, trust_peer
 from .state import MOST_WITHDRAWN, Orders, read_orders
 
 node_app = typer.Typer(help="An institution's node: run it, pause it, ask how it stands.", invoke_without_command=True)
 
 node_app.command("trust")(trust)
 node_app.command("distrust")(distrust)
+node_app.command("trust-peer")(trust_peer)
+node_app.command("distrust-peer")(distrust_peer)
 node_app.command("allow-app")(allow)
+node_app.command("pending")(pending)
+node_app.command("approve")(approve)
+node_app.command("reject")(reject)
 
 RunId = Annotated[str, typer.Argument(help="The run's id.", metavar="RUN")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
@@ -77,6 +84,7 @@ def status(as_json: AsJson = False) -> None:
     told |= told_status(home)
     orders = read_orders(home.orders)
     told |= {"is_paused": orders.is_paused, "withdrawn": list(orders.withdrawn)}
+    told |= {"key_fingerprint": _fingerprint(home)}
     if as_json:
         print(json.dumps(told))
         return
@@ -160,6 +168,14 @@ def _check(home: Home, member: Member, passphrase: bytes | None) -> None:
     print("ready; next: privet node")
 
 
+def _fingerprint(home: Home) -> str:
+    """Of the node's own key, as its certificate has it; empty where nobody joined, or what was written is damaged."""
+    try:
+        return own_certificate(home.root / IDENTITY).key_fingerprint
+    except ChannelError:
+        return ""
+
+
 def _order(is_paused: bool) -> None:
     home = Home.of(os.environ)
     Orders(is_paused, read_orders(home.orders).withdrawn).write(home.orders)
@@ -175,10 +191,15 @@ def _lines(told: dict[str, Any]) -> list[str]:
         f"offers tasks: {', '.join(f'{n} {v}' for n, v in told.get('tasks', {}).items()) or 'none'}",
         f"allows apps: {', '.join(told.get('apps', [])) or 'none'}",
         f"operators: {told.get('operators')}",
+        f"cohorts: {told.get('peers')}",
         f"certificate until {told.get('certificate_expires')}, renewed by itself",
     ]
     if told.get("is_behind"):
         lines.append(f"trains nothing: {told['is_behind']}")
+    lines += [
+        f"run {one['run_id']} of {one['operator']} waits for {', '.join(one['missing'])}; next: privet node pending"
+        for one in told.get("pending", [])
+    ]
     lines += [
         f"run {run['run_id']}: {run['what'] if run['is_busy'] else 'waiting'}, {run['answered']} answers"
         + (f", last refusal {run['refused']}" if run["refused"] else "")
@@ -188,5 +209,6 @@ def _lines(told: dict[str, Any]) -> list[str]:
 
 
 def _told_lines(told: dict[str, Any]) -> list[str]:
-    lines = ["paused; next: privet node resume"] if told["is_paused"] else []
+    lines = [f"key fingerprint {told['key_fingerprint']}, for others to pin"] if told["key_fingerprint"] else []
+    lines += ["paused; next: privet node resume"] if told["is_paused"] else []
     return lines + [f"withdrawn from run {run}" for run in told["withdrawn"]]

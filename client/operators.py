@@ -107,9 +107,13 @@ class Operators:
             certified=operator.certificate.not_before,
         )
 
+    def is_revoked(self, key_fingerprint: str) -> bool:
+        """Whether the key was revoked: of an operator, or of any other member."""
+        return key_fingerprint in self._denied
+
     def check_not_revoked(self, key_fingerprint: str) -> None:
         """Raise RefusedError where the key was revoked."""
-        if key_fingerprint in self._denied:
+        if self.is_revoked(key_fingerprint):
             raise RefusedError(
                 Refusal.OPERATOR_REVOKED,
                 f"the operator's key {key_fingerprint[:16]}… was revoked",

@@ -7,22 +7,25 @@ The rules:
 3. A ledger that lacks what the server has witnessed is an older copy: nothing is trained until it was recovered,
    whatever the server says later.
 4. The first request of a run brings the signed submission; which data set serves it is looked up here, never sent.
+5. Whenever the policy, the pins or what a person said is another, or the hour where a rule speaks of time, so is the
+   presence's `revision`: a random word, so that the server can ask again, and learns no more than that.
 """
 
 import contextlib
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 
 from ..privacy.budget.accounts import AccountBook
+from ..privacy.budget.asked import Pending
 from ..privacy.budget.guard import Guard
 from ..privacy.budget.ledger import system_clock
-from ..privacy.channel import words
 from ..privacy.channel.flower import run_number
 from ..privacy.channel.member import Member
 from ..privacy.errors import PrivetError, Refusal, RefusedError
@@ -31,24 +34,27 @@ from ..privacy.plan_app import AppSubmission
 from ..privacy.policy.policy_file import PolicyFile
 from ..privacy.signed import SignedSubmission
 from .answers import Answers
+from .app_run import AppRun
 from .app_worker import AppReference, AppWorker
+from .cohort import Peers
 from .describer import Describer
 from .link import Asked, Presence
 from .node import Node
 from .offers import Offers
 from .operators import Operators
-from .policy import NodePolicy
+from .policy import NodePolicy, hour_that_decides
 from .seat import Seat, Served, Work, refusal, refused
-from .settings import AppSettings, NodeSettings
+from .settings import AppSettings, HeldSettings, NodeSettings
 from .state import Orders, read_orders
 from .teller import Teller
-from .trained_run import TrainedRun, is_description, named_submission, signed_submission
+from .trained_run import TrainedRun, is_description, named_submission, signed_submission, task_submission
 from .worker import Workers, WorkerSettings
 
 log = logging.getLogger("privet.node")
 
 MOST_SEATS = 64  # as many as a server of ours has runs under way
 _IDLE_SECONDS = 600.0  # a seat that nobody asks for so long gives its process and its memory back
+_REVISION_BYTES = 8  # of a word that does not come again
 _STATE_SECONDS = 12 * 3600.0  # and what an app keeps between rounds: Flower's messages live as long by default
 
 
@@ -62,11 +68,14 @@ class NodeParty:
         self._member = member
         self._passphrase = passphrase
         self._show = show
-        self.settings = NodeSettings.read(home.settings)
+        self._held_settings = HeldSettings(home.settings)
+        self.settings = self._held_settings.look()
         self.operators = Operators(
             member.root, member.identity.federation, lambda: self.settings.operators, home.root / "denied-keys.json"
         )
-        self._policy = NodePolicy(PolicyFile(home.policy), lambda: self.settings)
+        self._policy_file = PolicyFile(home.policy)
+        self.peers = Peers(member, lambda: self.settings.peers, self.operators.is_revoked)
+        self._policy = NodePolicy(self._policy_file, lambda: self.settings)
         self._worker_settings = _worker_settings(self.settings, home.logs)
         self._workers = Workers(self._worker_settings)
         self._offers = Offers()
@@ -83,6 +92,9 @@ class NodeParty:
         self._declared: frozenset[str] = frozenset()
         self._tasks: dict[str, str] = {}
         self.orders = Orders()
+        self.pending: tuple[tuple[Pending, tuple[str, ...]], ...] = ()  # what waits for a person, and for which roles
+        self._decided_by: tuple[object, ...] = ()
+        self._revision = ""
         self.state, self.why, self.since = "connecting", "", time.time()
         self._offered: Presence | None = None
         self.look()
@@ -92,7 +104,7 @@ class NodeParty:
     def presence(self) -> Presence:
         """What is offered now."""
         is_paused = self.orders.is_paused or self.is_stopping or self._behind is not None
-        return Presence(is_paused, self._tasks, tuple(self.settings.apps))
+        return Presence(is_paused, self._tasks, tuple(self.settings.apps), self._revision)
 
     def take(self, asked: Asked) -> None:
         """Give a request to its run's seat, or answer it with what the orders say."""
@@ -160,7 +172,7 @@ class NodeParty:
     def look(self) -> bool:
         """Read orders, settings and declarations anew; whether what is offered is other than at the last look."""
         self.orders = read_orders(self._home.orders)
-        self.settings = NodeSettings.read(self._home.settings)
+        self.settings = self._held_settings.look()
         if self._behind is not None:
             self._hears(self._missing)  # it may have been recovered
         declared = self._teller.tasks()
@@ -169,6 +181,7 @@ class NodeParty:
         for run_id in self.orders.withdrawn:
             if (seat := self._seats.get(run_id)) is not None:
                 seat.cancel("the institution withdrew")
+        self._revise()
         self._close_idle()
         before, self._offered = self._offered, self.presence()
         return self._offered != before
@@ -198,6 +211,18 @@ class NodeParty:
         self._teller.close()
 
     # ---- its own ----
+
+    def _revise(self) -> None:
+        """Another revision where decisions may be other than at the last look."""
+        said, pending = self._teller.asked()
+        if pending != self.pending:
+            self.pending = pending
+            self._show()
+        settings, rules = self.settings, self._policy_file.rules()
+        hour = hour_that_decides(rules, settings, system_clock())
+        decided_by = (rules.hash, hour, said, settings.operators, settings.peers, settings.policy)
+        if decided_by != self._decided_by:
+            self._decided_by, self._revision = decided_by, secrets.token_hex(_REVISION_BYTES)
 
     def _seat(self, run_id: str) -> Seat | None:
         """The run's seat, or a new one; None where there are too many: each is a thread, and any server may ask."""
@@ -239,10 +264,7 @@ class NodeParty:
     def _open_described(self, run_id: str, message: Message) -> Node:
         """A node of its own, which only describes, with the checks that stand before every request."""
         self._check_orders(run_id)
-        submission = named_submission(signed_submission(message), run_id)
-        if isinstance(submission, AppSubmission):
-            raise refusal(Refusal.MALFORMED_REQUEST, f"run {run_id} is an app's, and has no data set to describe")
-        return self._node(submission.plan.dataset)
+        return self._node(task_submission(message, run_id).plan.dataset)
 
     def _node(self, dataset: str) -> Node:
         accounts = self._open_book()
@@ -260,9 +282,10 @@ class NodeParty:
             answers=Answers(self._home.answers),
             workshop=self._workers,
             operators=self.operators,
+            company=self.peers,
         )
 
-    def _app(self, submission: AppSubmission, signed: SignedSubmission, node_id: int) -> "_App":
+    def _app(self, submission: AppSubmission, signed: SignedSubmission, node_id: int) -> AppRun:
         name = submission.plan.app.name
         allowed = self._allowed(name)
         accounts = self._open_book()
@@ -272,18 +295,20 @@ class NodeParty:
                 "an app's run is entered in the ledger, and there is none",
                 "privet dataset add",
             )
-        with contextlib.closing(accounts.ledger):
-            key_fingerprint = self.operators.admit_app(accounts, submission, signed, system_clock(), self._policy)
 
         def check() -> None:
-            self.operators.check_not_revoked(key_fingerprint)
             if self._allowed(name) != allowed:
                 raise refusal(Refusal.APP_NOT_ALLOWED, f"what app {name} is, was changed here since the run began")
+            self.operators.admit_app(accounts, submission, signed, system_clock(), self._policy)
 
+        with contextlib.ExitStack() as opened:
+            opened.callback(accounts.ledger.close)
+            check()
+            opened.pop_all()
         self._app_runs.add(run_number(submission.run_id))
         reference = AppReference(allowed.client_app, None, allowed.config)
         worker = AppWorker(reference, submission.run_id, node_id, submission.plan.app.config, self._worker_settings)
-        return _App(worker, check)
+        return AppRun(worker, accounts, check)
 
     def _allowed(self, name: str) -> AppSettings:
         allowed = self.settings.apps.get(name)
@@ -320,42 +345,6 @@ class NodeParty:
         now = time.monotonic()
         idle = {run_id: (seat, now - self._used[run_id]) for run_id, seat in list(self._seats.items()) if seat.is_idle}
         return {run_id: found for run_id, found in idle.items() if found[1] > least}
-
-
-class _App:
-    """A Flower app that the institution allowed. `check`: raises RefusedError where it is not allowed any more."""
-
-    def __init__(self, worker: AppWorker, check: Callable[[], None]) -> None:
-        self._worker = worker
-        self._check = check
-        self._begun: object = None
-
-    def answer(self, message: Message) -> Message:
-        """The app's reply, without the submission that came with the request; a TaskError where there is none."""
-        self._check()
-        seal = message.content.get(words.SEAL)
-        begun = seal.get(words.BEGUN) if isinstance(seal, ConfigRecord) else None
-        if begun != self._begun:  # the same run, begun anew by the server
-            self._worker.forget()
-            self._begun = begun
-        message.content = RecordDict({k: v for k, v in message.content.items() if k != words.SEAL})
-        return self._worker.answer(message)
-
-    def prepare(self, message: Message) -> None:
-        """Nothing: an app's process is started by its first request."""
-
-    def cancel(self, why: str) -> None:
-        """End what the app is doing."""
-        self._worker.cancel(why)
-
-    def rest(self) -> bool:
-        """Let the process go, and keep the app's state."""
-        self._worker.rest()
-        return not self._worker.has_state
-
-    def close(self) -> None:
-        """Let go of process and state."""
-        self._worker.close()
 
 
 def _worker_settings(settings: NodeSettings, logs: Path) -> WorkerSettings:

@@ -10,12 +10,14 @@ The rules (DESIGN, section 11):
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from ..privacy.budget.admission import Charge
-from ..privacy.budget.book import Account, Book
+from ..privacy.budget.book import Account, Book, RunCharge
 from ..privacy.budget.decisions import Body, Case, Cohort, Decided, DeniedError, changed, facts_text
+from ..privacy.channel import words
 from ..privacy.errors import Refusal
 from ..privacy.plan_app import AppSubmission
 from ..privacy.policy.moments import moment_of, zone_of
@@ -26,7 +28,6 @@ from .settings import NodeSettings
 
 TLS = 13  # the channel speaks no other (privacy/channel/credentials.py)
 _NO_AGE = 2**53  # hours; of a certificate that nobody showed
-_LONGEST_DISCLOSED = 300  # characters
 
 
 class NodePolicy:
@@ -50,17 +51,35 @@ class NodePolicy:
         if decision.verdict is Verdict.PENDING:
             raise self._denial(Refusal.APPROVAL_PENDING, decision, decided, decision.why, "privet node pending")
         if not decision.is_permitted:
-            why = decision.why if rules.rules or not self._file.problem else self._file.problem
-            raise self._denial(Refusal.POLICY_DENIED, decision, decided, why, "privet policy explain PLAN")
+            problem = "" if rules.rules else self._file.problem  # it names a path: for the institution alone
+            raise self._denial(
+                Refusal.POLICY_DENIED, decision, decided, decision.why, "privet policy explain PLAN", problem
+            )
         return decided
 
-    def _denial(self, code: Refusal, decision: Decision, decided: Decided, why: str, remedy: str) -> DeniedError:
+    def _denial(
+        self, code: Refusal, decision: Decision, decided: Decided, why: str, remedy: str, problem: str = ""
+    ) -> DeniedError:
         disclosed = {
             "none": "",
             "rule": ", ".join(decision.rules),
             "full": why,
         }[self._settings().policy.disclose]
-        return DeniedError(code, f"{decided.body['action']}: {why}", remedy, decided, disclosed[:_LONGEST_DISCLOSED])
+        told = f"{decided.body['action']}: {problem or why}"
+        return DeniedError(code, told, remedy, decided, disclosed[: words.LONGEST_DISCLOSED])
+
+
+def hour_that_decides(rules: Rules, settings: NodeSettings, now: datetime) -> tuple[object, ...]:
+    """What of the time decisions may rest on: the hour, or the minute; nothing where no rule speaks of time.
+
+    A rule that reads a word names it, or escapes its name.
+    """
+    is_escaped = "\\" in rules.text
+    if "time" not in rules.text and not is_escaped:
+        return ()
+    moment = moment_of(now, zone_of(settings.policy.time_zone))
+    words = [word for word in moment if word != "minute" or "minute" in rules.text or is_escaped]
+    return tuple(moment[word] for word in words)
 
 
 def question_of(case: Case, settings: NodeSettings) -> Question:
@@ -96,18 +115,15 @@ def _account(case: Case, account: Account) -> dict[str, Any]:
     charge = case.charge or Charge(Decimal(0), Decimal(0), Decimal(0), ())  # it was charged before
     project, run = case.submission.plan.run.project or "", case.submission.run_id
 
-    def of_runs(is_meant: Callable[[str, str], bool]) -> int:
+    def of_runs(is_meant: Callable[[RunCharge], bool]) -> int:
         """The epsilons of some runs on this account, added up: under any filter an upper bound of what they cost."""
         found = [
             one.epsilon
             for one in case.book.runs.values()
-            if one.account == account.name
-            and not one.is_released
-            and (one.run == run or is_meant(one.run, one.project))
+            if one.account == account.name and not one.is_released and (one.run == run or is_meant(one))
         ]
         return rounded_up(sum(found, charge.epsilon))
 
-    signers = case.book.signers
     return {
         "name": account.name,
         "unit": account.unit,
@@ -115,8 +131,8 @@ def _account(case: Case, account: Account) -> dict[str, Any]:
         "epsilonAfter": rounded_up(account.epsilon_after(charge.epsilon, charge.divergence)),
         "deltaLimit": rounded_up(account.delta, TRILLIONTH),
         "deltaAfter": rounded_up(account.spent_delta + charge.delta, TRILLIONTH),
-        "epsilonOfOperator": of_runs(lambda one, _: one in signers and signers[one].operator == case.asker.name),
-        "epsilonOfProject": of_runs(lambda _, of: of == project),
+        "epsilonOfOperator": of_runs(lambda one: one.operator == case.asker.name),
+        "epsilonOfProject": of_runs(lambda one: one.project == project),
     }
 
 

@@ -141,7 +141,12 @@ class RunningNode:
             "tasks": presence.tasks,
             "apps": list(presence.apps),
             "operators": party.operators.trust,
+            "peers": party.peers.trust,
             "withdrawn": list(party.orders.withdrawn),
+            "pending": [
+                {"run_id": one.run, "operator": one.operator, "since": one.since, "missing": list(roles)}
+                for one, roles in party.pending
+            ],
             "runs": [asdict(work) for work in party.works()],
             "certificate_expires": self._member.certificate.not_after.strftime("%Y-%m-%dT%H:%M:%SZ"),
         }

@@ -1,4 +1,4 @@
-"""node.toml: what an institution wrote for its node: pinned operators, allowed Flower apps, what training may use.
+"""node.toml: what an institution wrote for its node: pinned keys, allowed Flower apps, what training may use.
 
 The file is the institution's own: commands change single lines of it, keep its comments, and write it whole or not at
 all. Unknown keys are errors: a misspelt pin must not be a pin that is missing.
@@ -44,6 +44,8 @@ def _known_zone(name: str) -> str:
     return name
 
 
+Pinned = Literal["operators", "peers"]
+_ONE: Mapping[Pinned, str] = {"operators": "an operator", "peers": "a peer"}
 Fingerprint = Annotated[StrictStr, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -107,24 +109,52 @@ class NodeSettings(BaseModel):
             raise UsageError(f"{path}: not TOML: {error}", f"mend {path}") from None
 
 
+class HeldSettings:
+    """The settings as they hold for a node that runs. What they bound is not let go of by an accident.
+
+    A file in TOML that is missing or cut short is a file without pins. So one that is gone changes nothing, and pins
+    that are all gone are gone when the file says so twice: an editor may be writing it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: NodeSettings | None = None
+        self._doubted: NodeSettings | None = None
+
+    def look(self) -> NodeSettings:
+        """The settings now; raise UsageError with what is wrong. Call it now and then."""
+        if self._held is not None and not self._path.exists():
+            return self._held
+        read, held = NodeSettings.read(self._path), self._held
+        has_lost = held is not None and any(
+            before and not after for before, after in ((held.operators, read.operators), (held.peers, read.peers))
+        )
+        if has_lost and read != self._doubted:
+            self._doubted = read
+        else:
+            self._held, self._doubted = read, None
+        assert self._held is not None, "the first look holds what it reads"
+        return self._held
+
+
 def pin(path: Path, name: str, fingerprint: str) -> None:
     """Listen to this operator, with this key and no other; where it was pinned with another, that is replaced."""
-    _check(name, NAME_PATTERN, "an operator's name has lower-case letters, digits, dots and dashes")
-    _check(fingerprint, r"[0-9a-f]{64}", "a fingerprint has 64 hexadecimal digits, in lower case")
-    before = NodeSettings.read(path)
-    text = with_key(_text_of(path), ("operators",), name, f'"{fingerprint}"')
-    _write(path, text, before.model_copy(update={"operators": {**before.operators, name: fingerprint}}))
+    _pin(path, "operators", name, fingerprint)
 
 
 def unpin(path: Path, name: str) -> None:
     """Take an operator's pin away; raise UsageError where it has none."""
-    before = NodeSettings.read(path)
-    if name not in before.operators:
-        pinned = ", ".join(before.operators) or "nobody"
-        raise UsageError(f"operator {name!r} is not pinned; pinned: {pinned}", "privet node status")
-    text = with_key(_text_of(path), ("operators",), name, None)
-    left = {known: key for known, key in before.operators.items() if known != name}
-    _write(path, text, before.model_copy(update={"operators": left}))
+    _unpin(path, "operators", name)
+
+
+def pin_peer(path: Path, name: str, fingerprint: str) -> None:
+    """Let this institution's node count towards a cohort, with this key and no other, in place of what was pinned."""
+    _pin(path, "peers", name, fingerprint)
+
+
+def unpin_peer(path: Path, name: str) -> None:
+    """Take a peer's pin away; raise UsageError where it has none."""
+    _unpin(path, "peers", name)
 
 
 def allow_app(path: Path, name: str, client_app: str, config: Mapping[str, object] | None = None) -> None:
@@ -139,6 +169,25 @@ def allow_app(path: Path, name: str, client_app: str, config: Mapping[str, objec
         spelled = ", ".join(f"{key_text(key)} = {_value_text(value)}" for key, value in app.config.items())
         text = with_key(text, ("apps", name), "config", f"{{ {spelled} }}" if spelled else None)
     _write(path, text, before.model_copy(update={"apps": {**before.apps, name: app}}))
+
+
+def _pin(path: Path, section: Pinned, name: str, fingerprint: str) -> None:
+    _check(name, NAME_PATTERN, f"{_ONE[section]}'s name has lower-case letters, digits, dots and dashes")
+    _check(fingerprint, r"[0-9a-f]{64}", "a fingerprint has 64 hexadecimal digits, in lower case")
+    before = NodeSettings.read(path)
+    text = with_key(_text_of(path), (section,), name, f'"{fingerprint}"')
+    _write(path, text, before.model_copy(update={section: {**getattr(before, section), name: fingerprint}}))
+
+
+def _unpin(path: Path, section: Pinned, name: str) -> None:
+    before = NodeSettings.read(path)
+    pinned: Mapping[str, str] = getattr(before, section)
+    if name not in pinned:
+        told = ", ".join(pinned) or "nobody"
+        raise UsageError(f"{_ONE[section].split()[1]} {name!r} is not pinned; pinned: {told}", "privet node status")
+    text = with_key(_text_of(path), (section,), name, None)
+    left = {known: key for known, key in pinned.items() if known != name}
+    _write(path, text, before.model_copy(update={section: left}))
 
 
 def _app_of(client_app: str, config: Mapping[str, object]) -> AppSettings:

@@ -5,7 +5,7 @@ served beside one another, so they never go backwards.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TypeVar
@@ -13,6 +13,7 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from ..privacy.budget.accounts import AccountBook
+from ..privacy.budget.asked import Pending
 from ..privacy.budget.guard import Guard
 from ..privacy.budget.witness import Countersigned, head_text, read_countersigned
 from ..privacy.channel import words
@@ -52,6 +53,12 @@ class Teller:
         """The tasks of the data sets that are declared now."""
         return self._do(self._tasks)
 
+    def asked(self) -> tuple[Hashable, tuple[tuple[Pending, tuple[str, ...]], ...]]:
+        """What a person has changed (another value each time: approvals, limits), and what waits for one: with the
+        roles that it lacks.
+        """
+        return self._do(self._asked)
+
     def close(self) -> None:
         """Keep the last countersignature in the ledger, and let go of it."""
         self._do(self._close)
@@ -80,6 +87,15 @@ class Teller:
         if self._guard() is None or self._accounts is None:
             return frozenset()
         return frozenset(dataset.task for dataset in self._accounts.catch_up().datasets.values())
+
+    def _asked(self) -> tuple[Hashable, tuple[tuple[Pending, tuple[str, ...]], ...]]:
+        if self._guard() is None or self._accounts is None:
+            return None, ()
+        book = self._accounts.catch_up()
+        asked, accounts = book.asked, book.accounts.values()
+        limits = frozenset((account.name, account.epsilon, account.is_closed) for account in accounts)
+        released = sum(run.is_released for run in book.runs.values())
+        return (asked.count, limits, released), tuple((one, asked.missing(one)) for one in asked.waiting.values())
 
     def _record(self) -> ConfigRecord:
         guard = self._guard()

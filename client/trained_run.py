@@ -1,4 +1,8 @@
-"""A training run at a node: what its requests bring, and the node that answers them behind Flower's ClientApp."""
+"""A training run at a node: what its requests bring, and the node that answers them behind Flower's ClientApp.
+
+A request brings its submission in one place, and that is the run's whose orders were looked at: what is answered, and
+what is made ready, is what the policy was asked about.
+"""
 
 import contextlib
 
@@ -7,8 +11,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from ..privacy.channel import words
 from ..privacy.channel.flower import run_number
 from ..privacy.errors import PrivetError, Refusal, RefusedError
-from ..privacy.plan_app import AnySubmission, submission_of
+from ..privacy.plan_app import AnySubmission, AppSubmission, submission_of
 from ..privacy.signed import SignedSubmission
+from ..privacy.submission import Submission
 from .app import client_app
 from .node import Node
 from .seat import refusal
@@ -16,6 +21,7 @@ from .teller import Teller
 from .worker import Workers
 
 _LISTENED = ("train", "evaluate")
+_SUBMITTED = (words.DESCRIBE, words.INITIAL, words.TRAIN, words.EVALUATE)  # kinds of requests that bring a submission
 
 
 class TrainedRun:
@@ -30,7 +36,9 @@ class TrainedRun:
         self._context = Context(run_number(run_id), first.metadata.dst_node_id, {}, RecordDict(), {})
 
     def answer(self, message: Message) -> Message:
-        """The node's reply."""
+        """The node's reply; raise RefusedError for a request that is not of this run."""
+        if message.metadata.message_type in _SUBMITTED:
+            task_submission(message, self._run_id)
         config = message.content.get(words.CONFIG)
         if (
             message.metadata.message_type in _LISTENED
@@ -63,6 +71,16 @@ class TrainedRun:
 def is_description(message: Message) -> bool:
     """Whether a training run asks what was declared; an app's messages bring a seal, whatever they are called."""
     return message.metadata.message_type == words.DESCRIBE and words.SEAL not in message.content
+
+
+def task_submission(message: Message, run_id: str) -> Submission:
+    """The submission that a request of a task's run brings, in its config and nowhere else; raise RefusedError."""
+    if words.SEAL in message.content:  # what is in it would be read in place of what the policy is asked about
+        raise refusal(Refusal.MALFORMED_REQUEST, f"an app's seal in run {run_id}, which is a task's")
+    submission = named_submission(signed_submission(message), run_id)
+    if isinstance(submission, AppSubmission):
+        raise refusal(Refusal.MALFORMED_REQUEST, f"run {run_id} is an app's, and this is asked of a task's")
+    return submission
 
 
 def named_submission(signed: SignedSubmission, run_id: str) -> AnySubmission:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from .channel.identities import Certificate, IdentityKey, Role
+from .channel.identities import UNREADABLE, Certificate, IdentityKey, Role
 from .channel.identities import verified as verified_certificate
 from .envelope import SUBMISSION_BYTES
 from .errors import ChannelError, PrivetError, Refusal, RefusedError
@@ -106,7 +105,7 @@ def certificate_in(chain: bytes) -> Certificate:
         raise ChannelError("not two certificates in PEM", _REMEDY)
     try:
         first = x509.load_pem_x509_certificates(chain)[0]
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise ChannelError("not two certificates in PEM", _REMEDY) from None
     return Certificate.of_der(first.public_bytes(Encoding.DER))
 

@@ -17,10 +17,10 @@ from ..privacy.channel import words
 from ..privacy.channel.flower import Run, RunNotRunningException
 from ..privacy.errors import InterruptedRunError, UsageError
 from .grid import envelope
-from .replies import failure_of
+from .replies import Failure, failure_of
 
-# Told which node gave no answer that can be used, and the code of its reason.
-Note = Callable[[int, str], None]
+# Told which node gave no answer that can be used, and why.
+Note = Callable[[int, Failure], None]
 
 
 class AppGrid(Grid):
@@ -91,10 +91,10 @@ class AppGrid(Grid):
     def _look_at(self, reply: Message) -> None:
         failure = failure_of(reply)
         if failure is not None:
-            self._note(reply.metadata.src_node_id, failure.code)
+            self._note(reply.metadata.src_node_id, failure)
 
     def _expired(self, message: Message) -> Message:
-        self._note(message.metadata.dst_node_id, words.NO_ANSWER)
+        self._note(message.metadata.dst_node_id, Failure(words.NO_ANSWER))
         return Message(Error(words.EXPIRED, words.NO_ANSWER), reply_to=message)
 
 

@@ -22,6 +22,7 @@ from ..privacy.plan_app import AppSubmission
 from .app_grid import AppGrid
 from .app_log import AppLog, Tell
 from .app_names import read_apps
+from .replies import Failure
 from .run_job import Job
 
 log = logging.getLogger("privet.server")
@@ -83,15 +84,16 @@ class _Page:
         told = {"app": app, "loaded_from": loaded_from, "is_anew": self.standing["begun"] > 1}
         self._job.tell("app", told, standing=self.standing)
 
-    def note(self, node_id: int, code: str) -> None:
+    def note(self, node_id: int, why: Failure) -> None:
         """A node gave no answer that can be used. From any thread of the app."""
         name = self._job.grid.name_of(node_id) or str(node_id)
         with self._lock:
-            refused = {**self.standing["refused"], name: code}
+            refused = {**self.standing["refused"], name: why.text}
             if refused == self.standing["refused"]:
                 return
             self.standing |= {"refused": refused}
-            self._job.tell("refused", {"node": name, "code": code}, standing=self.standing)
+            told = {"node": name, "code": why.code, "disclosed": why.disclosed}
+            self._job.tell("refused", told, standing=self.standing)
 
     def keep(self) -> None:
         """Enter the bytes that passed."""

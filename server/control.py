@@ -1,4 +1,4 @@
-"""The gRPC service Control, by which operators and auditors use the server. Who may call what stands in gate.py.
+"""The gRPC service Control, by which operators and auditors use the server. Whether they may, the gate has asked.
 
 Nothing here blocks the event loop: the database, files and accountants are asked in threads. An error goes back as a
 status for programs, and as one sentence and one remedy for people (privacy/channel/control_client.py prints them).
@@ -17,10 +17,10 @@ import grpc.aio
 
 from ..privacy.channel import privet_pb2 as pb
 from ..privacy.channel.credentials import Peer
-from ..privacy.channel.services import full_name, handlers_of
-from ..privacy.errors import ChannelError, DatabaseError, PrivetError, RefusedError, UsageError
+from ..privacy.channel.services import handlers_of
+from ..privacy.errors import ChannelError, DatabaseError, PrivetError, UsageError
 from ..privacy.signed import SignedSubmission
-from .gate import RULES
+from .gate import tell
 from .run_book import MOST_LISTED
 from .run_notices import Onlooker
 from .run_record import RunEvent, RunRecord
@@ -32,7 +32,6 @@ log = logging.getLogger("privet.server")
 PART_BYTES = 2**20  # of a file, in one message
 MOST_ONLOOKERS = 256  # each holds a stream and a thread's turn for every event
 VIEW_SECONDS = 2.0  # between two pages of a run to one who follows it: each may cost an accountant 50 ms
-ERROR_KEY = "privet-error-bin"  # trailing metadata: JSON with message, remedy, code and exit
 
 _Result = TypeVar("_Result")
 Context = Any  # grpc.aio.ServicerContext, which is generic in types that no handler reads
@@ -124,24 +123,22 @@ class Control:
 
     @asynccontextmanager
     async def _served(self, method: str, context: Context) -> AsyncIterator[Peer]:
-        """Who calls, once it is clear that they may; and every error as its caller can read it."""
+        """Who calls; and every error as its caller can read it."""
         try:
-            peer = self._peer(context)
-            if peer.identity.role not in RULES[f"/{full_name('Control')}/{method}"]:
-                raise ChannelError(f"{peer.identity.uri} may not call {method}", "ask the coordinator for that role")
-            yield peer
+            yield self._peer(context)
         except DatabaseError:
             raise  # the gate says it in words of its own
         except ChannelError as error:
             log.warning("refused %s from %s: %s", method, context.peer(), error.message)
-            await _abort(context, grpc.StatusCode.PERMISSION_DENIED, error)
+            await tell(context, error, grpc.StatusCode.PERMISSION_DENIED)
         except PrivetError as error:
-            await _abort(context, _status(error), error)
+            await tell(context, error)
         except Exception as error:
             if isinstance(error, grpc.aio.AbortError):
                 raise
             log.exception("%s failed", method)
-            await _abort(context, grpc.StatusCode.INTERNAL, PrivetError("a defect in the server", "see its log"))
+            defect = PrivetError("a defect in the server", "see its log")
+            await tell(context, defect, grpc.StatusCode.INTERNAL)
 
     @asynccontextmanager
     async def _looking_on(self, run_id: str) -> AsyncIterator[tuple[Onlooker, asyncio.Event]]:
@@ -216,21 +213,6 @@ async def _until(woken: asyncio.Event, seconds: float | None) -> None:
         await asyncio.wait_for(woken.wait(), None if seconds is None else max(seconds, 0.0))
     except TimeoutError:
         return
-
-
-async def _abort(context: Context, status: grpc.StatusCode, error: PrivetError) -> None:
-    code = str(error.code) if isinstance(error, RefusedError) else ""
-    told = {"message": error.message[:1500], "remedy": error.remedy[:500], "code": code, "exit": error.exit_code}
-    context.set_trailing_metadata(((ERROR_KEY, json.dumps(told).encode()),))
-    await context.abort(status, " ".join(f"{error.message}; {error.remedy}".split())[:1000])
-
-
-def _status(error: PrivetError) -> grpc.StatusCode:
-    if isinstance(error, UsageError):
-        return grpc.StatusCode.INVALID_ARGUMENT
-    if isinstance(error, RefusedError):
-        return grpc.StatusCode.FAILED_PRECONDITION
-    return grpc.StatusCode.ABORTED
 
 
 def _view(content: View) -> pb.View:

@@ -6,10 +6,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RollCalled:
-    """Nodes have said who they are. `refused`: who will not take part, and the code of the reason."""
+    """Nodes have said who they are. `refused`: who will not take part, and why, as it is shown."""
 
     members: tuple[str, ...]
     refused: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """Too few take part, and the run waits for these to change their minds, each with why it will not; or no more."""
+
+    nodes: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +39,15 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """A node gave no update: the code of its refusal, or what the server calls it. It may be asked again."""
+    """A node gave no update: the code of its refusal, or what the server calls it. It may be asked again.
+
+    `disclosed`: what its institution lets be told of it.
+    """
 
     round: int
     node: str
     code: str
+    disclosed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,7 @@ class Saved:
     round: int
 
 
-Happening = RollCalled | RoundBegun | Answered | Missed | Evaluated | Saved
+Happening = RollCalled | Awaited | RoundBegun | Answered | Missed | Evaluated | Saved
 Tell = Callable[[Happening], None]
 
 

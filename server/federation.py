@@ -9,6 +9,9 @@ killed goes on from its newest checkpoint; nodes that had answered send the kept
 Nodes come and go. Each is asked once who it is, with the submission in hand, so that it may refuse before it is asked
 to train; one that connects later joins the next round; one that went away is one that does not answer. A round waits
 for its answers until the plan's deadline, and ends there without the others if `min-nodes` have answered.
+
+A node whose policy, or a person, keeps it from taking part is asked again when it says that its rules have changed. The
+run goes on without it; where too few are left, it waits for those who have not spoken yet (roster.py, minds.py).
 """
 
 import time
@@ -28,9 +31,11 @@ from . import strategies
 from .aggregation import RunningAverage
 from .checkpoints import Checkpoints, RoundReport, State
 from .cohort import choose_cohort
-from .events import Answered, Evaluated, Missed, RollCalled, RoundBegun, Saved, Tell, unheard
-from .replies import Failure, checked_metrics, checked_update, member_of, size_of
-from .roster import NO_ANSWER, PASSING, Roster
+from .events import Answered, Evaluated, Missed, RoundBegun, Saved, Tell, unheard
+from .minds import Minds
+from .replies import Failure, checked_metrics, checked_update, size_of
+from .roll_call import NameOf, RollCall, texts_of
+from .roster import NO_ANSWER, REVISED
 from .witnesses import Witnesses
 
 # A refusal of these kinds may end with another attempt; any other ends a node's part in the run.
@@ -40,7 +45,6 @@ _INITIAL_WITNESSES = 2
 _Answer = TypeVar("_Answer")
 
 Watch = Callable[[State], None]
-NameOf = Callable[[int], str]
 Muster = Callable[[int], None]
 
 
@@ -65,7 +69,7 @@ class _Gathered:
     average: RunningAverage | None
     kept: list[Message] = field(default_factory=list)
     answered: set[str] = field(default_factory=set)
-    missing: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, Failure] = field(default_factory=dict)
 
 
 class Federation:
@@ -74,7 +78,8 @@ class Federation:
     `watch` gets the state after every round, once it is durable; `tell` what happens meanwhile. `timeout`: seconds for
     a round's answers where the plan has no deadline; `patience`: seconds for saying who one is. `name_of`: a node's
     name as the channel knows it; without it a node's own word counts. `seal`: the signature, for the nodes to check.
-    `muster`: waits until so many nodes are there, before a round and before asking again.
+    `muster`: waits until so many nodes are there, before a round and before asking again. `minds`: waits until a node
+    may have changed its mind; without it none does, and a run that lacks nodes fails.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class Federation:
         name_of: NameOf | None = None,
         tell: Tell = unheard,
         muster: Muster | None = None,
+        minds: Minds | None = None,
     ) -> None:
         self._submission = submission
         self._plan = submission.plan
@@ -101,22 +107,22 @@ class Federation:
         self._timeout = self._plan.aggregation.deadline or timeout
         self._patience = patience or timeout
         self._submitted = _submitted(submission, seal)
-        self._name_of = name_of
         self._tell = tell
         self._muster = muster or (lambda least: None)
         self._strategy = strategies.build_strategy(self._plan)
-        self._roster = Roster()
+        self._roll = RollCall(grid, self._description, patience or timeout, tell, name_of, minds)
+        self._roster = self._roll.roster
         self._encoded: tuple[Parameters, ArrayRecord] | None = None
 
     @property
     def refused(self) -> dict[str, str]:
-        """Who will not take part, by name, and the code of the reason: asked again when the run is resumed."""
-        return {name: code for name, code in self._roster.refused.items() if code in REFUSAL_CODES}
+        """Who will not take part, by name, and why: asked again when the run is resumed."""
+        return texts_of({name: why for name, why in self._roster.refused.items() if why.code in REFUSAL_CODES})
 
     def run(self) -> State:
         """The last round's state. Raises FederationError when fewer than `min-nodes` can go on."""
         self._muster_roster()
-        self._require(len(self._roster), "say who they are", self._roster.refused)
+        self._require(len(self._roster), "say who they are", texts_of(self._roster.refused))
         state = self._checkpoints.newest() or self._begin()
         strategies.remind(self._strategy, state.strategy, {name: array.shape for name, array in state.model.items()})
         self._watch(state)
@@ -127,44 +133,29 @@ class Federation:
             self._tell(Saved(number))
             self._watch(state)
             if number < self._plan.run.rounds:
-                self._call_roll()
+                self._roll.call()
         self._tell_witnessed()
         return state
 
     def _muster_roster(self) -> None:
         """Call the roll until `min-nodes` have answered: a node may be busy with a request of before a restart."""
         end = time.monotonic() + (self._timeout or 0.0)
-        self._call_roll()
+        self._roll.call()
         least = self._plan.aggregation.min_nodes
         while len(self._roster) < least and self._roster.is_awaiting and time.monotonic() < end:
             self._roster.ask_again()
-            self._call_roll()
-
-    def _call_roll(self) -> None:
-        """Who is there, by name: every node that has come since says its name and declared size, or why it will not."""
-        present = list(self._grid.get_node_ids())
-        asked = set(self._roster.strangers(present))
-        content = RecordDict({words.CONFIG: self._config(number=0, attempt=1)})
-        messages = [self._message(node_id, words.DESCRIBE, content) for node_id in sorted(asked)]
-        for reply in self._ask(messages, self._patience):
-            node_id = reply.metadata.src_node_id
-            if node_id in asked:
-                asked.remove(node_id)
-                self._roster.enter(node_id, self._name(node_id), member_of(reply), present)
-        for node_id in sorted(asked):
-            self._roster.enter(node_id, self._name(node_id), Failure(NO_ANSWER), present)
-        if messages:
-            self._tell(RollCalled(tuple(self._roster), dict(self._roster.refused)))
+            self._roll.call()
+        self._roll.wait(lambda: len(self._roster) >= least)
 
     def _begin(self) -> State:
         """Round 0: the initial model, as two nodes compute it from the task and the public seed; they must agree."""
-        model, failures, heard = None, dict[str, str](), 0
+        model, failures, heard = None, dict[str, Failure](), 0
         names = sorted(self._roster)
         while names and heard < _INITIAL_WITNESSES:
             asked, names = names[: _INITIAL_WITNESSES - heard], names[_INITIAL_WITNESSES - heard :]
             for name, update in self._initial_models(asked):
                 if isinstance(update, Failure):
-                    failures[name] = update.code
+                    failures[name] = update
                     continue
                 if model is not None and hash_of(update) != hash_of(model):
                     raise FederationError(
@@ -173,9 +164,10 @@ class Federation:
                     )
                 model, heard = update, heard + 1
         if model is None:
-            raise FederationError(f"no node could compute the initial model: {_told(failures)}", _SEE_NODES)
-        excluded = {name: code for name, code in failures.items() if code not in PASSING}
-        state = State(0, model, {}, {}, excluded, ())
+            raise FederationError(f"no node could compute the initial model: {_told(texts_of(failures))}", _SEE_NODES)
+        self._roll.let_leave(failures)
+        excluded = {name: why for name, why in failures.items() if why.code not in REVISED}
+        state = State(0, model, {}, {}, texts_of(excluded), ())
         self._checkpoints.save(state)
         return state
 
@@ -191,67 +183,84 @@ class Federation:
     def _round(self, state: State, number: int) -> State:
         gathered, attempts = self._gather(state, number)
         model = self._aggregate(gathered, number)
-        excluded = state.excluded | {
-            name: code for name, code in gathered.missing.items() if code in REFUSAL_CODES - _RETRIED - PASSING
-        }
+        self._roll.let_leave(gathered.missing)
+        excluded = state.excluded | texts_of(
+            {name: why for name, why in gathered.missing.items() if why.code in REFUSAL_CODES - _RETRIED - REVISED}
+        )
         metrics = self._evaluate(model, number, excluded)
         if metrics:
             self._tell(Evaluated(number, metrics))
         participations = dict(state.participations)
         for name, count in attempts.items():
             participations[name] = participations.get(name, 0) + count
-        report = RoundReport(number, len(gathered.answered), gathered.missing, metrics)
+        report = RoundReport(number, len(gathered.answered), texts_of(gathered.missing), metrics)
         remembered = strategies.remembered(self._strategy)
         return State(number, model, remembered, participations, excluded, (*state.history, report))
 
     def _gather(self, state: State, number: int) -> tuple[_Gathered, dict[str, int]]:
         """Ask the cohort; ask again where an attempt was lost, as far as the spare rounds reach."""
+        least = self._plan.aggregation.min_nodes
+        self._roll.wait(lambda: len(self._eligible(state)) >= least)
         cohort = choose_cohort(self._eligible(state), self._plan, number)
-        self._require(len(cohort), f"take part in round {number}", state.excluded)
+        self._require(len(cohort), f"take part in round {number}", state.excluded | texts_of(self._roster.refused))
         self._tell(RoundBegun(number, tuple(cohort)))
         total = sum(self._roster[name].declared_size for name in cohort)
         gathered = _Gathered(None if self._plan.keeps_updates else RunningAverage(state.model, total))
         attempts, pending = dict.fromkeys(cohort, 1), cohort
+        while pending:
+            self._ask_until_spent(state.model, number, attempts, pending, gathered)
+            pending = self._returned(gathered)
+        self._require(len(gathered.answered), f"answer in round {number}", texts_of(gathered.missing))
+        return gathered, attempts
+
+    def _ask_until_spent(
+        self, model: Parameters, number: int, attempts: dict[str, int], pending: list[str], gathered: _Gathered
+    ) -> None:
         for _ in range(1 + self._plan.run.spare_rounds + 1):
-            self._ask_to_train(state.model, number, {name: attempts[name] for name in pending}, gathered)
+            self._ask_to_train(model, number, {name: attempts[name] for name in pending}, gathered)
             pending = self._to_ask_again(gathered)
             if not pending:
-                break
+                return
             self._muster(self._plan.aggregation.min_nodes)
             for name in pending:
-                if gathered.missing[name] in _RETRIED:  # that attempt is spent; a lost reply is not
+                if gathered.missing[name].code in _RETRIED:  # that attempt is spent; a lost reply is not
                     attempts[name] += 1
-        self._require(len(gathered.answered), f"answer in round {number}", gathered.missing)
-        return gathered, attempts
+
+    def _returned(self, gathered: _Gathered) -> list[str]:
+        """Where too few have answered: those whose rules kept them from it and let them now, once they are enough."""
+        lacking = self._plan.aggregation.min_nodes - len(gathered.answered)
+        left = self._roll.let_leave(gathered.missing) if lacking > 0 else []
+        if left:
+            self._roll.wait(lambda: sum(name in self._roster for name in left) >= lacking)
+        return [name for name in left if name in self._roster]
 
     def _ask_to_train(self, model: Parameters, number: int, attempts: dict[str, int], gathered: _Gathered) -> None:
         arrays = self._record_of(model)
         messages: list[Message] = []
+        gathered.missing |= dict.fromkeys(attempts, Failure(NO_ANSWER))
         for attempt in sorted(set(attempts.values())):
             cohort = [self._roster[name].node_id for name in attempts if attempts[name] == attempt]
-            config = self._config(number, attempt)
+            config = self._config(number, attempt, [*gathered.answered, *gathered.missing])
             messages += strategies.requests(self._strategy, number, arrays, config, self._grid, cohort)
-        gathered.missing |= dict.fromkeys(attempts, NO_ANSWER)
         by_id = {self._roster[name].node_id: name for name in attempts}
         began = time.monotonic()
         for reply in self._ask(self._with_witness(messages), self._timeout):
             name = by_id.pop(reply.metadata.src_node_id, None)  # once each, and only of those who were asked
             if name is not None:
                 size = size_of(reply)
-                code = self._take(reply, name, model, gathered)
-                self._tell(
-                    Missed(number, name, code) if code else Answered(number, name, size, time.monotonic() - began)
-                )
+                why = self._take(reply, name, model, gathered)
+                took = time.monotonic() - began
+                self._tell(Missed(number, name, why.code, why.disclosed) if why else Answered(number, name, size, took))
             del reply  # before the next one comes: an update is held while it is added, and no longer
         for name in by_id.values():
             self._tell(Missed(number, name, NO_ANSWER))
 
-    def _take(self, reply: Message, name: str, model: Parameters, gathered: _Gathered) -> str | None:
-        """Add the update; or give the code of why there is none."""
+    def _take(self, reply: Message, name: str, model: Parameters, gathered: _Gathered) -> Failure | None:
+        """Add the update; or give why there is none."""
         update = self._witnessed(name, reply, checked_update(reply, like=model))
         if isinstance(update, Failure):
-            gathered.missing[name] = update.code
-            return update.code
+            gathered.missing[name] = update
+            return update
         weight = self._roster[name].declared_size
         if gathered.average is not None:
             gathered.average.add(update, weight)
@@ -268,8 +277,9 @@ class Federation:
         enough = len(gathered.answered) >= self._plan.aggregation.min_nodes
         return [
             name
-            for name, code in gathered.missing.items()
-            if code == Refusal.ATTEMPT_SPENT or (not enough and (code in _RETRIED or code not in REFUSAL_CODES))
+            for name, why in gathered.missing.items()
+            if why.code == Refusal.ATTEMPT_SPENT
+            or (not enough and (why.code in _RETRIED or why.code not in REFUSAL_CODES))
         ]
 
     def _aggregate(self, gathered: _Gathered, number: int) -> Parameters:
@@ -290,8 +300,9 @@ class Federation:
         evaluation = self._plan.evaluation
         if evaluation is None or number % evaluation.every:
             return {}
-        content = RecordDict({words.ARRAYS: self._record_of(model), words.CONFIG: self._config(number, attempt=1)})
         members = {member.node_id: member for member in self._roster.members() if member.name not in excluded}
+        config = self._config(number, 1, [member.name for member in members.values()])
+        content = RecordDict({words.ARRAYS: self._record_of(model), words.CONFIG: config})
         sums, records = dict.fromkeys(evaluation.metrics, 0.0), 0
         messages = [self._message(node_id, words.EVALUATE, content) for node_id in members]
         for reply in self._ask(self._with_witness(messages), self._timeout):
@@ -332,11 +343,14 @@ class Federation:
             why = f": {_told(reasons)}" if reasons else ""
             raise FederationError(f"{count} nodes {deed}, the plan needs {least}{why}", _SEE_NODES)
 
-    def _config(self, number: int, attempt: int) -> ConfigRecord:
-        return ConfigRecord({**self._submitted, words.ROUND: number, words.ATTEMPT: attempt})
+    def _config(self, number: int, attempt: int, cohort: Iterable[str] = ()) -> ConfigRecord:
+        """`cohort`: with whom, so that each node can check who has signed that it takes part."""
+        members = (self._roster[name].node_id for name in cohort if name in self._roster)
+        told = self._roll.attendances.config(members)
+        return ConfigRecord({**self._submitted, words.ROUND: number, words.ATTEMPT: attempt, **told})
 
-    def _name(self, node_id: int) -> str | None:
-        return self._name_of(node_id) if self._name_of else None
+    def _description(self, node_id: int) -> Message:
+        return self._message(node_id, words.DESCRIBE, RecordDict({words.CONFIG: self._config(number=0, attempt=1)}))
 
     def _message(self, node_id: int, kind: str, content: RecordDict) -> Message:
         return Message(content, node_id, kind, group_id=self._submission.run_id)
@@ -360,7 +374,7 @@ def _restated(reply: Message, arrays: ArrayRecord, weight: int) -> Message:
 
 
 def _told(failures: dict[str, str]) -> str:
-    return ", ".join(f"{name} {code}" for name, code in sorted(failures.items())) or "no answer"
+    return ", ".join(f"{name} {why}" for name, why in sorted(failures.items())) or "no answer"
 
 
 _SEE_NODES = "look at the named nodes' local logs, or lower aggregation.min-nodes"

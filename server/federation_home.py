@@ -5,7 +5,9 @@ root.pem, root-key.pem             the root; its key is encrypted and may be mov
                                    `federation reissue` open it
 issuing.pem, issuing-key.pem       the issuer, held by the server (0600); issuing-former.pem: the one before it
 server-chain.pem, server-key.pem   what the server presents; it renews itself
-server.sqlite                      members and runs
+server.sqlite                      members, projects and runs
+policy.cedar                       who may ask what of the server
+decisions.jsonl                    every decision on a call (decision_log.py)
 """
 
 import json
@@ -27,6 +29,7 @@ from ..privacy.channel.identities import Certificate, Identity, IdentityKey, Rol
 from ..privacy.channel.member import RENEWED_AT
 from ..privacy.channel.token import checked_address, host_and_port
 from ..privacy.errors import ChannelError, EnrolmentError, PrivetError
+from ..privacy.policy.policy_file import default_policy
 
 log = logging.getLogger("privet.server")
 
@@ -86,6 +89,8 @@ class FederationHome:
         root.issuer(now).save(folder / "issuing.pem", folder / "issuing-key.pem")
         IdentityKey.generate().save(folder / "server-key.pem")
         root.save(folder / "root.pem", home.root_key, passphrase, cost)
+        if not home.policy.exists():
+            write_whole(home.policy, default_policy("server").encode())
         write_whole(folder / "federation.json", json.dumps(asdict(facts), indent=2).encode() + b"\n")
         return home
 
@@ -98,6 +103,16 @@ class FederationHome:
     def root_key(self) -> Path:
         """Where the root's key lies, unless it was moved offline."""
         return self.folder / "root-key.pem"
+
+    @property
+    def policy(self) -> Path:
+        """Who may ask what of the server, in Cedar. A federation that was made before there were policies has none."""
+        return self.folder / "policy.cedar"
+
+    @property
+    def decisions(self) -> Path:
+        """The log of what the policy has decided."""
+        return self.folder / "decisions.jsonl"
 
     @property
     def database(self) -> str:

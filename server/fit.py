@@ -1,13 +1,28 @@
 """Which connected nodes a run asks: who offers its task in the version that the others have, or its app.
 
 Nodes with another version of a task compute another model. The version is the plan's, or else the one that most nodes
-offer when the run is first looked at (of two as common the higher text); from then on it stays.
+offer when the run is first looked at (of two as common the higher text); from then on it stays. Whom the server's
+policy does not let join is not asked, and has no say in the version.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable
 
 from .stream import NodeView
+
+Fit = Callable[[Iterable[NodeView]], tuple[list[NodeView], dict[str, str]]]
+
+
+def fit_permitted(fit: Fit, denied: Callable[[list[NodeView]], dict[str, str]]) -> Fit:
+    """Of the nodes that the policy lets join, those that fit. `denied`: those that it does not, and why (joins.py)."""
+
+    def permitted(nodes: Iterable[NodeView]) -> tuple[list[NodeView], dict[str, str]]:
+        nodes = list(nodes)
+        refused = denied(nodes)
+        chosen, notes = fit([node for node in nodes if node.name not in refused])
+        return chosen, notes | refused
+
+    return permitted
 
 
 def fit_for_task(task: str, version: str | None, keep: Callable[[str], None]) -> "TaskFit":
@@ -49,7 +64,7 @@ class TaskFit:
         return self._version
 
 
-def fit_for_app(app: str) -> Callable[[Iterable[NodeView]], tuple[list[NodeView], dict[str, str]]]:
+def fit_for_app(app: str) -> Fit:
     """Nodes whose institution allowed a Flower app."""
 
     def fit(nodes: Iterable[NodeView]) -> tuple[list[NodeView], dict[str, str]]:

@@ -1,13 +1,15 @@
-"""The gate, which every call on the main port passes: who calls, in which role, may they, are they a member still?
+"""The gate, which every call on the main port passes: who calls, are they a member still, does the policy permit it?
 
-A method that no rule names is closed. TLS has asked for a certificate of the federation; the gate looks at the rest.
-What fails behind it is told to the caller in a few words of its own: gRPC would send the text of the error.
+A method that is no question to the policy is closed (questions.py). TLS has asked for a certificate of the federation;
+the gate looks at the rest. What fails behind it is told to the caller in a few words of its own: gRPC would send the
+text of the error.
 """
 
 import asyncio
+import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -16,36 +18,14 @@ import grpc
 import grpc.aio
 
 from ..privacy.channel.credentials import Peer, peer_of
-from ..privacy.channel.identities import Role
-from ..privacy.errors import ChannelError, DatabaseError
+from ..privacy.errors import ChannelError, DatabaseError, FederationError, PrivetError, RefusedError, UsageError
 
 log = logging.getLogger("privet.server")
 
-_MEMBERS = frozenset({Role.NODE, Role.OPERATOR, Role.AUDITOR})
-_READERS = frozenset({Role.OPERATOR, Role.AUDITOR})
-_OPERATORS = frozenset({Role.OPERATOR})
-_NODES = frozenset({Role.NODE})
-# Who may call what. A test holds it against every method of every service of the main port.
-RULES: Mapping[str, frozenset[Role]] = {
-    "/privet.v1.Nodes/Connect": _NODES,
-    "/privet.v1.Nodes/Model": _NODES,
-    "/privet.v1.Control/Submit": _OPERATORS,
-    "/privet.v1.Control/Runs": _READERS,
-    "/privet.v1.Control/Run": _READERS,
-    "/privet.v1.Control/Watch": _READERS,
-    "/privet.v1.Control/Stop": _OPERATORS,
-    "/privet.v1.Control/Resume": _OPERATORS,
-    "/privet.v1.Control/Model": _OPERATORS,
-    "/privet.v1.Control/ListNodes": _READERS,
-    "/privet.v1.Control/Witness": _READERS,
-    "/privet.v1.Membership/Renew": _MEMBERS,
-    "/privet.v1.Membership/Leave": _MEMBERS,
-    "/grpc.health.v1.Health/Check": _MEMBERS,
-    "/grpc.health.v1.Health/Watch": _MEMBERS,
-}
 # All that a caller learns; the log says more.
 DATABASE_AWAY = "the server cannot reach its database at this moment; try again soon"
 DEFECT = "a defect in the server; its log says more"
+ERROR_KEY = "privet-error-bin"  # trailing metadata: JSON with message, remedy, code and exit
 _peer: ContextVar[Peer] = ContextVar("peer")
 
 
@@ -62,11 +42,20 @@ def peer(_: object) -> Peer:
     return _peer.get()
 
 
+class Policy(Protocol):
+    """What the federation permits: see policy.py."""
+
+    def check(self, peer: Peer, method: str, request: Any) -> None:
+        """Raise RefusedError for a denial, ChannelError for a closed method, or what is wrong with the request."""
+        ...
+
+
 class Gate(grpc.aio.ServerInterceptor):
     """Lets a call through, or ends it with one short reason; the whole reason stands in the log."""
 
-    def __init__(self, roll: Roll, refused: Callable[[str], None] = lambda method: None) -> None:
+    def __init__(self, roll: Roll, policy: Policy, refused: Callable[[str], None] = lambda method: None) -> None:
         self._roll = roll
+        self._policy = policy
         self._refused = refused
         self._streaming_calls: dict[asyncio.Task[Any], Peer] = {}
 
@@ -98,7 +87,7 @@ class Gate(grpc.aio.ServerInterceptor):
     def _plain(self, behaviour: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
             async with _told_little(context, method):
-                await self._admit(context, method)
+                await self._admit(context, method, request)
                 return await behaviour(request, context)
 
         return guarded
@@ -106,7 +95,7 @@ class Gate(grpc.aio.ServerInterceptor):
     def _streaming(self, behaviour: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             async with _told_little(context, method):
-                await self._admit(context, method)
+                await self._admit(context, method, request)
                 task = asyncio.current_task()
                 assert task is not None, "a call is served by a task"
                 self._streaming_calls[task] = _peer.get()
@@ -118,19 +107,47 @@ class Gate(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    async def _admit(self, context: Any, method: str) -> None:
+    async def _admit(self, context: Any, method: str, request: Any) -> None:
         try:
             found = peer_of(context.auth_context())
-            if found.identity.role not in RULES.get(method, frozenset()):
-                raise ChannelError(f"{found.identity.uri} may not call {method}", "ask the coordinator for that role")
-            await asyncio.to_thread(self._roll.check, found, time.time())
+            await asyncio.to_thread(self._check, found, method, request)
         except DatabaseError:
             raise
         except ChannelError as error:
             log.warning("refused %s from %s: %s", method, context.peer(), error.message)
             self._refused(method)
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{error.message}; {error.remedy}")
+        except RefusedError as error:
+            log.warning("refused %s from %s: %s: %s", method, context.peer(), found.identity.uri, error.message)
+            self._refused(method)
+            await tell(context, error, grpc.StatusCode.PERMISSION_DENIED)
+        except PrivetError as error:
+            await tell(context, error)
         _peer.set(found)
+
+    def _check(self, found: Peer, method: str, request: Any) -> None:
+        self._roll.check(found, time.time())
+        try:
+            self._policy.check(found, method, request)
+        except FederationError as error:  # so the book of runs says that the database is away
+            raise DatabaseError(error.message, error.remedy) from None
+
+
+async def tell(context: Any, error: PrivetError, status: grpc.StatusCode | None = None) -> None:
+    """End a call with an error that its caller may read: a status for programs, a sentence and a remedy for people."""
+    code = str(error.code) if isinstance(error, RefusedError) else ""
+    told = {"message": error.message[:1500], "remedy": error.remedy[:500], "code": code, "exit": error.exit_code}
+    context.set_trailing_metadata(((ERROR_KEY, json.dumps(told).encode()),))
+    details = " ".join(f"{error.message}; {error.remedy}".split())[:1000]
+    await context.abort(_status(error) if status is None else status, details)
+
+
+def _status(error: PrivetError) -> grpc.StatusCode:
+    if isinstance(error, UsageError):
+        return grpc.StatusCode.INVALID_ARGUMENT
+    if isinstance(error, RefusedError):
+        return grpc.StatusCode.FAILED_PRECONDITION
+    return grpc.StatusCode.ABORTED
 
 
 @asynccontextmanager

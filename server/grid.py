@@ -8,7 +8,7 @@ import copy
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Error, Message, Metadata, RecordDict
@@ -60,7 +60,7 @@ class GrpcGrid(RunGrid):
         self._pushed: dict[str, Mailbox] = {}
         self._reading: dict[Mailbox, set[bytes]] = {}  # and the asks whose answers are waited for
         self._lock = threading.Lock()
-        self._is_stopped = False
+        self._stopped = threading.Event()
         self.set_run(empty_run(run_number(terms.run_id)))
 
     # ---- Flower's Grid ----
@@ -136,6 +136,26 @@ class GrpcGrid(RunGrid):
             self._check_going_on()
             seen = self._hub.wait_for_change(seen, left)
 
+    def revisions(self) -> dict[int, str]:
+        """See RunGrid."""
+        return self._revisions(self._hub.nodes())
+
+    def wait_for_revisions(self, seen: Mapping[int, str], seconds: float) -> None:
+        """See RunGrid."""
+        end, nodes = time.monotonic() + seconds, self._hub.nodes()
+        while self._revisions(nodes) == seen and (left := end - time.monotonic()) > 0:
+            self._check_going_on()
+            nodes = self._hub.wait_for_change(nodes, left)
+        self._check_going_on()
+
+    def rest(self, seconds: float) -> None:
+        """See RunGrid."""
+        self._stopped.wait(seconds)
+        self._check_going_on()
+
+    def _revisions(self, nodes: Iterable[NodeView]) -> dict[int, str]:
+        return {node.node_id: node.revision for node in self._terms.fit(nodes)[0]}
+
     def notes(self) -> dict[str, str]:
         """Which connected nodes are not asked, and why."""
         return self._terms.fit(self._hub.nodes())[1]
@@ -150,7 +170,7 @@ class GrpcGrid(RunGrid):
 
     def stop(self) -> None:
         """Make whatever waits raise InterruptedRunError."""
-        self._is_stopped = True
+        self._stopped.set()
         with self._lock:
             for mailbox in self._reading:
                 mailbox.interrupt()
@@ -158,7 +178,7 @@ class GrpcGrid(RunGrid):
 
     def close(self) -> None:
         """Let go of what was asked and of what has come; a thread that an app left behind finds the run at its end."""
-        self._is_stopped = True
+        self._stopped.set()
         self._hub.forget(bytes.fromhex(message_id) for message_id in list(self._pushed))
         for mailbox in self._pushed.values():
             mailbox.close()
@@ -225,7 +245,7 @@ class GrpcGrid(RunGrid):
         mailbox.close()
 
     def _check_going_on(self) -> None:
-        if self._is_stopped:
+        if self._stopped.is_set():
             raise InterruptedRunError(
                 f"run {self._terms.run_id} was stopped", f"privet run resume {self._terms.run_id}"
             )

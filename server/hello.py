@@ -36,5 +36,9 @@ def check_hello(hello: pb.Hello, name: str, now: float) -> None:
 def check_presence(presence: pb.Presence, name: str) -> None:
     """Raise ChannelError for offers that are too many, or that nobody could print."""
     texts = [*presence.apps, *(part for task in presence.tasks for part in (task.name, task.version))]
-    if len(texts) > 2 * _MOST_OFFERS or any(len(text) > _LONGEST_NAME or not text.isprintable() for text in texts):
+    if len(texts) > 2 * _MOST_OFFERS or not all(_is_fit(text) for text in (*texts, presence.revision)):
         raise ChannelError(f"{name} offers what cannot be read", "update the node")
+
+
+def _is_fit(text: str) -> bool:
+    return len(text) <= _LONGEST_NAME and text.isprintable()

@@ -209,6 +209,12 @@ class Members:
             raise ChannelError(f"{name} is not a node of this federation", _JOIN)
         return _node_id(number)
 
+    def key_of(self, name: str) -> str:
+        """The fingerprint of a member's newest key; empty for one that is not known."""
+        newest = select(_Certificate.key_fingerprint).where(_Certificate.name == name)
+        with self._reading() as session:
+            return session.scalar(newest.order_by(_Certificate.not_after.desc()).limit(1)) or ""
+
     def denied_keys(self) -> frozenset[str]:
         """The fingerprints of every key that was revoked."""
         with self._reading() as session:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
+from ..privacy.attendance import Attendance
 from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters
-from ..privacy.errors import REFUSAL_CODES, RefusedError
+from ..privacy.channel.identities import Certificate
+from ..privacy.errors import REFUSAL_CODES, ChannelError, RefusedError
 from ..privacy.parameters import Array, Parameters, problem_of
 from ..privacy.plan import NAME_PATTERN
 
@@ -30,19 +32,44 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a reply cannot be used: a Refusal of the node, or a word of the server's own."""
+    """Why a reply cannot be used: a Refusal of the node, or a word of the server's own.
+
+    `disclosed`: what the institution lets be told of it, for people; nothing is decided by it.
+    """
 
     code: str
+    disclosed: str = ""
+
+    @property
+    def text(self) -> str:
+        """Both, as they are shown."""
+        return f"{self.code}{words.DISCLOSED}{self.disclosed}" if self.disclosed else self.code
+
+
+def code_in(text: str) -> str:
+    """The code of a failure, of which `text` is what is shown.
+
+    >>> code_in("policy-denied: epsilon-at-most-2")
+    'policy-denied'
+    """
+    return text.partition(words.DISCLOSED)[0]
 
 
 def failure_of(reply: Message) -> Failure | None:
-    """The node's refusal, a failed app, or nothing. The reason's text is believed only as a code of the closed list."""
+    """The node's refusal, a failed app, or nothing.
+
+    The reason is believed only as a code of the closed list; what is disclosed after it, only as a line to be shown.
+    """
     if not reply.has_error():
         return None
-    reason = reply.error.reason
-    if reply.error.code == words.REFUSED and reason in REFUSAL_CODES:
-        return Failure(str(reason))
+    code, _, disclosed = (reply.error.reason or "").partition(words.DISCLOSED)
+    if reply.error.code == words.REFUSED and code in REFUSAL_CODES:
+        return Failure(code, disclosed if _can_be_shown(disclosed) else "")
     return Failure(_SERVERS_OWN.get(reply.error.code, "app-failed"))
+
+
+def _can_be_shown(disclosed: str) -> bool:
+    return len(disclosed) <= words.LONGEST_DISCLOSED and disclosed.isprintable()
 
 
 def member_of(reply: Message) -> Member | Failure:
@@ -59,6 +86,23 @@ def member_of(reply: Message) -> Member | Failure:
     if type(size) is not int or not 1 <= size <= LARGEST_DECLARED_SIZE:
         return Failure("malformed-description")
     return Member(reply.metadata.src_node_id, name, size)
+
+
+def attendance_of(reply: Message) -> Attendance | Failure | None:
+    """The signature, in its own name, with which a node takes part; None where it brings none, as in a simulation."""
+    member = member_of(reply)
+    config = None if isinstance(member, Failure) else reply.content.get(words.CONFIG)
+    if isinstance(member, Failure) or not isinstance(config, ConfigRecord) or words.SIGNATURE not in config:
+        return None
+    signature, chain = config.get(words.SIGNATURE), config.get(words.CERTIFICATES)
+    if not isinstance(signature, bytes) or not isinstance(chain, bytes):
+        return Failure("malformed-attendance")
+    try:
+        attendance = Attendance.of_pem(signature, chain)
+        is_own = Certificate.of_der(attendance.certificate).identity.name == member.name
+    except ChannelError:
+        return Failure("malformed-attendance")
+    return attendance if is_own else Failure("malformed-attendance")
 
 
 def size_of(reply: Message) -> int:

@@ -27,6 +27,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Row,
+    Select,
     String,
     Text,
     func,
@@ -84,7 +85,21 @@ class _Event(Base):
     body: Mapped[str] = mapped_column(Text)
 
 
+class _OfProject(Base):
+    """A table of its own: a database that was made before there were projects has it too (`create_all`)."""
+
+    __tablename__ = "run_projects"
+
+    run_id: Mapped[str] = mapped_column(String(_NAME), ForeignKey("runs.run_id"), primary_key=True)
+    project: Mapped[str] = mapped_column(String(_NAME))
+
+
 _LISTED = [column for column in _Run.__table__.columns if not isinstance(column.type, LargeBinary)]
+
+
+def _listed() -> Select[Any]:
+    """Runs without their submissions, each with its project."""
+    return select(*_LISTED, _OfProject.project).outerjoin(_OfProject, _OfProject.run_id == _Run.run_id)
 
 
 class RunBook:
@@ -103,6 +118,8 @@ class RunBook:
         try:
             with self._transaction() as connection:
                 connection.execute(insert(_Run), [self._row(run, signed)])
+                if run.project is not None:
+                    connection.execute(insert(_OfProject), [{"run_id": run.run_id, "project": run.project}])
                 self._enter(connection, run.run_id, 1, RunState.SUBMITTED, {"operator": run.operator})
         except IntegrityError:
             if self.signed(run.run_id).submission == signed.submission:
@@ -117,14 +134,14 @@ class RunBook:
     def record(self, run_id: str) -> RunRecord:
         """One run; raise UsageError, naming the nearest, where there is none of that id."""
         with self._transaction() as connection:
-            row = connection.execute(select(*_LISTED).where(_Run.run_id == run_id)).one_or_none()
+            row = connection.execute(_listed().where(_Run.run_id == run_id)).one_or_none()
         if row is None:
             raise self._unknown(run_id)
         return _record_of(row)
 
     def records(self, *states: RunState) -> list[RunRecord]:
         """The newest `MOST_LISTED` runs, newest first; of these states, or of any."""
-        query = select(*_LISTED).order_by(_Run.created.desc(), _Run.run_id).limit(MOST_LISTED)
+        query = _listed().order_by(_Run.created.desc(), _Run.run_id).limit(MOST_LISTED)
         if states:
             query = query.where(_Run.state.in_(states))
         with self._transaction() as connection:
@@ -321,4 +338,5 @@ def _record_of(row: Row[Any]) -> RunRecord:
         error=RunError(**error) if error else None,
         standing=json.loads(told["standing"]),
         events=told["events"],
+        project=told["project"],
     )

@@ -16,6 +16,16 @@ class RunGrid(Grid):
     def wait_for_names(self, names: Set[str], seconds: float) -> None:
         """Return when all of these are connected, or after so long; at once where nodes do not come and go."""
 
+    def revisions(self) -> Mapping[int, str]:
+        """Of the nodes that are connected and fit: another word whenever what a node refused may be permitted now."""
+        return {}
+
+    def wait_for_revisions(self, seen: Mapping[int, str], seconds: float) -> None:
+        """Return when `revisions` are other than these, or after so long; raise InterruptedRunError when stopped."""
+
+    def rest(self, seconds: float) -> None:
+        """Return after so long; raise InterruptedRunError when stopped. At once where nodes do not change."""
+
     @abstractmethod
     def stop(self) -> None:
         """Make whatever waits, now or later, raise InterruptedRunError. From any thread, and more than once."""

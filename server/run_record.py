@@ -39,13 +39,17 @@ ENDED = frozenset({RunState.STOPPED, RunState.FINISHED, RunState.FAILED})
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
-    """What the book says of a run from its first day on. `rounds`: None where the run counts none."""
+    """What the book says of a run from its first day on. `rounds`: None where the run counts none.
+
+    `project`: None where it is of none.
+    """
 
     run_id: str
     name: str
     kind: str
     operator: str
     rounds: int | None
+    project: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class RunRecord:
     error: RunError | None
     standing: dict[str, Any]
     events: int
+    project: str | None = None
 
     @property
     def has_ended(self) -> bool:

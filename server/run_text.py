@@ -5,6 +5,7 @@ from typing import Any
 
 from ..privacy.budget.accounting import shown
 from ..privacy.budget.statement_text import terms
+from ..privacy.channel.words import DISCLOSED
 
 View = Mapping[str, Any]
 _MOST_NAMES = 12  # in one line; --json has them all
@@ -18,13 +19,15 @@ def run_line(run: View) -> str:
 def page_lines(run: View) -> list[str]:
     """All of a run."""
     what = f"app {run['app']}" if run.get("app") else f"task {run.get('task')}, data set {run.get('dataset')}"
+    project = f" of project {run['project']}" if run.get("project") else ""
     lines = [
-        f"run {run['run_id']}: {run['state']}, {_of_rounds(run)}",
+        f"run {run['run_id']}{project}: {run['state']}, {_of_rounds(run)}",
         f"{what}; submitted by {run['operator']} at {run['created']}, valid until {run['valid_until']}",
         *epsilon_lines(run),
         *_named("takes part", dict.fromkeys(run["members"], "")),
         *_named("refused", run["refused"]),
         *_named("not asked", run["not_asked"]),
+        *_named("waits for", run["waits_for"]),
         *_named("left out", run["excluded"]),
     ]
     if run["metrics"]:
@@ -65,13 +68,15 @@ def _told(kind: str, body: View) -> str:
             *_named("not asked", body.get("not_asked", {})),
         ]
         return "; ".join(parts)
+    if kind == "waits":
+        return "; ".join(_named("waits for", body.get("nodes", {}))) or "waits for nobody any more"
     if kind == "failed":
         return f"failed: {body.get('code')}: {body.get('text')}"
     if kind == "app":
         anew = "begins anew, without a checkpoint" if body.get("is_anew") else "begins"
         return f"app {body.get('app')} {anew}, loaded from {body.get('loaded_from')}"
     if kind == "refused":
-        return f"no answer from {body.get('node')}: {body.get('code')}"
+        return f"no answer from {body.get('node')}: {why_text(body)}"
     if kind == "app-ended":
         return "the app has ended"
     by = body.get("by") or body.get("operator")
@@ -84,6 +89,12 @@ def _round_text(body: View) -> str:
     if body.get("metrics"):
         parts.append(metrics_text(body["metrics"]))
     return "; ".join([*parts, *_named("missing", body.get("missing", {}))])
+
+
+def why_text(body: View) -> str:
+    """A code, and what an institution lets be told of it."""
+    disclosed = body.get("disclosed")
+    return f"{body.get('code')}{DISCLOSED}{disclosed}" if disclosed else str(body.get("code"))
 
 
 def metrics_text(metrics: View) -> str:

@@ -11,7 +11,7 @@ from ..privacy.budget.events import RELATION
 from ..privacy.plan_app import AppSubmission, submission_of
 from ..privacy.submission import Submission
 from .run_book import RunBook
-from .run_record import RunEvent, RunRecord
+from .run_record import RunEvent, RunRecord, RunState
 
 View = dict[str, Any]
 
@@ -24,6 +24,7 @@ def line_of(record: RunRecord) -> View:
         "name": record.name,
         "kind": record.kind,
         "operator": record.operator,
+        "project": record.project,
         "state": record.state.value,
         "round": record.round,
         "rounds": record.rounds,
@@ -46,6 +47,7 @@ def page_of(book: RunBook, record: RunRecord) -> View:
         "members": standing.get("members", []),
         "refused": standing.get("refused", {}),
         "not_asked": standing.get("not_asked", {}),
+        "waits_for": standing.get("waits_for", {}) if record.state is RunState.WAITING else {},
         "excluded": standing.get("excluded", {}),
         "participations": standing.get("participations", {}),
         "metrics": standing.get("metrics", {}),

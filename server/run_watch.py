@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from ..privacy.budget.accounting import shown
 from ..privacy.budget.statement_text import terms
 from ..privacy.channel.control_client import ControlClient, UnreachableError, View
-from .run_text import epsilon_lines, event_line, metrics_text, size_text
+from .run_text import epsilon_lines, event_line, metrics_text, size_text, why_text
 
 # How long one who follows waits for a server that went away: a restart takes seconds, a new machine some minutes.
 PATIENCE_SECONDS = 900.0
@@ -96,7 +96,7 @@ class Watching:
         elif kind == "said":
             self._print(body["line"])
         elif kind == "missed" and self._bar is not None:
-            self._print(f"round {body['round']}: {body['node']} {body['code']}")
+            self._print(f"round {body['round']}: {body['node']} {why_text(body)}")
 
     def _tell_epsilon(self) -> None:
         lines = epsilon_lines(self.run)

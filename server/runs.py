@@ -273,9 +273,11 @@ def _kind_of(submission: AnySubmission) -> str:
 
 
 def _new_run(submission: AnySubmission) -> NewRun:
-    plan, kind = submission.plan, _kind_of(submission)
-    rounds = None if isinstance(submission, AppSubmission) else submission.plan.run.rounds
-    return NewRun(submission.run_id, plan.run.name, kind, submission.body.operator, rounds)
+    plan, kind, operator = submission.plan, _kind_of(submission), submission.body.operator
+    if isinstance(submission, AppSubmission):
+        return NewRun(submission.run_id, plan.run.name, kind, operator, None)
+    run = submission.plan.run
+    return NewRun(submission.run_id, run.name, kind, operator, run.rounds, run.project)
 
 
 def _defect(error: Exception) -> RunError:

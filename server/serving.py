@@ -30,22 +30,28 @@ from ..privacy.channel.services import full_name
 from ..privacy.errors import ChannelError
 from ..privacy.metrics_page import MetricsPage
 from ..privacy.plan_app import AnySubmission, AppSubmission
+from ..privacy.policy.policy_file import PolicyFile
 from ..privacy.signed import SignedSubmission, verified
 from .app_names import APPS
 from .app_run import AppRuns
 from .control import Control, control_handler
 from .database import open_database
+from .decision_log import DecisionLog
 from .descriptors import connection_options, raised_limit, shares
 from .enrolment import OPTIONS as ENROLMENT_OPTIONS
 from .enrolment import enrolment_handlers, membership_handlers
 from .federation_home import FederationHome, ServerCertificate
-from .fit import fit_for_app, fit_for_task
+from .fit import fit_for_app, fit_for_task, fit_permitted
 from .gate import Gate, peer
 from .grid import GridTerms, GrpcGrid
+from .joins import Joins
 from .link import GRACE_SECONDS, Hub, HubOptions
 from .members import Members
 from .metrics import CountedHub, Ends, ServerMetrics, Tally
 from .node_list import NodeList
+from .policy import HeldRules, ServerPolicy
+from .projects import Projects
+from .questions import Questions
 from .registrar import Registrar
 from .run_book import RunBook
 from .run_folder import RunFolder
@@ -96,10 +102,13 @@ class Server:
             if is_counted
             else Hub(self.members, witnesses, terms)
         )
-        self.gate = Gate(self.members, self._tally.refuse)
+        book, self._projects = RunBook(engine), Projects(engine)
+        self._rules, self._decisions = HeldRules(PolicyFile(home.policy)), DecisionLog(home.decisions)
+        questions = Questions(home.facts.name, book, self.members, self._projects)
+        self.gate = Gate(self.members, ServerPolicy(self._rules, questions, self._decisions, clock), self._tally.refuse)
         self.hub.tell_denied = self.gate.end_denied
         self.runs = Runs(
-            RunBook(engine),
+            book,
             self._folder_of,
             self._grid_of,
             carry_out={
@@ -131,6 +140,7 @@ class Server:
 
     async def start(self) -> None:
         """Open both ports, and go on with the runs that were under way."""
+        self._rules()  # which rules hold, or that none do, is in the log before anybody calls
         if self.options.metrics is not None:
             self._page = MetricsPage(self.options.metrics, self._metrics())
         members, strangers = shares(raised_limit())
@@ -181,14 +191,13 @@ class Server:
 
     def _grid_of(self, submission: AnySubmission) -> GrpcGrid:
         run_id, folder = submission.run_id, self._folder_of(submission.run_id)
+        joins = Joins(submission, self._rules, self._projects, self._decisions, self._clock)
         if isinstance(submission, AppSubmission):
-            seal = _seal(self.runs.book.signed(run_id))
-            return GrpcGrid(
-                self.hub, GridTerms(run_id, fit_for_app(submission.plan.app.name), _LARGEST_ANSWER, seal=seal)
-            )
+            seal, fits = _seal(self.runs.book.signed(run_id)), fit_for_app(submission.plan.app.name)
+            return GrpcGrid(self.hub, GridTerms(run_id, fit_permitted(fits, joins.denied), _LARGEST_ANSWER, seal=seal))
         kept = folder.root / _TASK_VERSION
         fit = fit_for_task(submission.plan.run.task, _kept(kept), lambda chosen: _keep(kept, chosen))
-        return GrpcGrid(self.hub, GridTerms(run_id, fit, _LARGEST_ANSWER))
+        return GrpcGrid(self.hub, GridTerms(run_id, fit_permitted(fit, joins.denied), _LARGEST_ANSWER))
 
     def _check(self, signed: SignedSubmission) -> None:
         operator = verified(signed, self._root, self.home.facts.name, self._clock())

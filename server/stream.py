@@ -41,7 +41,10 @@ _MOST_QUEUED = 10_000  # frames and asks on their way to one node
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """A connected node, as others may see it. `tasks`: versions by name. `since`: Unix seconds."""
+    """A connected node, as others may see it. `tasks`: versions by name. `since`: Unix seconds.
+
+    `revision`: another whenever what it refused may be permitted now.
+    """
 
     name: str
     node_id: int
@@ -57,6 +60,7 @@ class NodeView:
     answered: int
     last_answer: float | None
     last_run: str
+    revision: str = ""
 
 
 class NodeStream:
@@ -99,6 +103,7 @@ class NodeStream:
             answered=self._answered,
             last_answer=self._last_answer,
             last_run=self._last_run,
+            revision=presence.revision,
         )
 
     def send(self, item: "Ask | pb.Frame") -> None:

@@ -11,9 +11,12 @@ from typing import Any
 
 from ..privacy.submission import Submission
 from .checkpoints import Checkpoints, RoundReport, State
-from .events import Answered, Evaluated, Happening, Missed, RollCalled, RoundBegun
+from .events import Answered, Awaited, Evaluated, Happening, Missed, RollCalled, RoundBegun
 from .federation import Federation
+from .minds import GridMinds
+from .replies import code_in
 from .run_job import Job
+from .run_record import RunState
 from .witnesses import Witnesses
 
 KIND = "training"
@@ -49,6 +52,7 @@ class TrainingRuns:
             return newest
         known = set(newest.participations) - set(newest.excluded) if newest is not None else set[str]()
         del newest  # or its model would be held to the end
+        diary.note_not_asked(submission.plan.aggregation.min_nodes)
         job.wait_for_nodes(submission.plan.aggregation.min_nodes)
         job.grid.wait_for_names(known, SETTLE_SECONDS)  # who took part before this start may be on its way back
         return Federation(
@@ -63,6 +67,7 @@ class TrainingRuns:
             name_of=job.grid.name_of,
             tell=diary.note,
             muster=job.wait_again,
+            minds=GridMinds(job.grid, submission.body),
         ).run()
 
 
@@ -82,25 +87,34 @@ class _Diary:
         self._job = job
         record = job.record()
         self._written = record.round
-        self._standing = record.standing
+        self._standing = record.standing | {"waits_for": {}}
         self._before = record.standing.get("traffic", [0, 0])
         self._page = _Page(time.monotonic())
+        if record.standing.get("waits_for"):  # for whom the process before this one waited
+            job.tell("waits", {"nodes": {}}, standing=self._standing)
 
     def note(self, happening: Happening) -> None:
         """Something happened. See federation.Federation's `tell`."""
         match happening:
             case RollCalled(members, refused):
                 self._call_roll({"members": list(members), "refused": dict(refused)})
+            case Awaited(nodes):
+                self._wait_for(dict(nodes))
             case RoundBegun(number, cohort):
                 self._page = _Page(time.monotonic(), cohort)
                 self._mention("round-begun", number, cohort=list(cohort))
             case Answered(number, node, size, seconds):
                 self._page.answers[node] = {"bytes": size, "seconds": round(seconds, 3)}
                 self._mention("answer", number, node=node, bytes=size, seconds=round(seconds, 3))
-            case Missed(number, node, code):
-                self._mention("missed", number, node=node, code=code)
+            case Missed(number, node, code, disclosed):
+                self._mention("missed", number, node=node, code=code, disclosed=disclosed)
             case Evaluated(number, metrics):
                 self._mention("evaluated", number, metrics=dict(metrics))
+
+    def note_not_asked(self, least: int) -> None:
+        """Where too few nodes are fit for the run, tell of those that are there and are not: a paused one, say."""
+        if len(list(self._job.grid.get_node_ids())) < least:
+            self._call_roll({})
 
     def watch(self, state: State) -> None:
         """A round is durable: enter it, and those before it that a crash kept from the book."""
@@ -122,11 +136,25 @@ class _Diary:
         return self._standing
 
     def _call_roll(self, roll: dict[str, Any]) -> None:
-        """Tell who takes part, who will not, and who is not asked: once, and again when that has changed."""
+        """Tell who takes part, who will not, and who is not asked: once, and again when that has changed.
+
+        Another text beside the same code is no news: whoever sends it could fill the book.
+        """
         roll["not_asked"] = dict(self._job.grid.notes())
-        if any(self._standing.get(key) != value for key, value in roll.items()):
-            self._standing |= roll
+        before = {key: self._standing.get(key) for key in roll}
+        self._standing |= roll
+        if _coded(roll) != _coded(before):
             self._job.tell("roll", roll, standing=self._standing)
+
+    def _wait_for(self, nodes: dict[str, str]) -> None:
+        """The run waits for these to change their minds, or goes on."""
+        before = self._standing["waits_for"]
+        self._standing["waits_for"] = nodes
+        if _codes(nodes) == _codes(before):
+            return
+        self._job.tell("waits", {"nodes": nodes}, standing=self._standing)
+        if bool(nodes) is not bool(before):
+            self._job.move(RunState.WAITING if nodes else RunState.RUNNING)
 
     def _enter(self, report: RoundReport, state: State) -> None:
         told: dict[str, Any] = {
@@ -143,3 +171,12 @@ class _Diary:
 
     def _mention(self, kind: str, number: int, **body: Any) -> None:
         self._job.mention(kind, {"round": number, **body})
+
+
+def _coded(roll: dict[str, Any]) -> dict[str, Any]:
+    return roll | {"refused": _codes(roll.get("refused") or {})}
+
+
+def _codes(refused: dict[str, str]) -> dict[str, str]:
+    """By node, without what its institution lets be told beside the code."""
+    return {name: code_in(text) for name, text in refused.items()}

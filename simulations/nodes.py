@@ -1,6 +1,7 @@
 """Simulated nodes: the very Node of a deployment, with a simulation's ledger and seeded noise."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ..client.policy import NodePolicy
 from ..client.settings import NodeSettings
 from ..privacy.budget.accounts import AccountBook, AccountTerms
 from ..privacy.budget.book import DeclaredDataset
+from ..privacy.budget.decisions import Cohort
 from ..privacy.budget.guard import Attempt, Guard
 from ..privacy.budget.keys import SigningKey
 from ..privacy.budget.ledger import Ledger
@@ -22,6 +24,20 @@ from .world import World
 
 # The one account of a simulated institution: all its records.
 ACCOUNT = "records"
+
+
+@dataclass(frozen=True, slots=True)
+class Everybody:
+    """The parties of a simulation: all of them take part, in this process, and nobody has to be shown."""
+
+    count: int
+
+    def attend(self, submission: Submission) -> None:
+        """See node.Company."""
+
+    def cohort(self, submission: Submission, told: bytes, now: datetime) -> Cohort:
+        """See node.Company."""
+        return Cohort(self.count, self.count, are_pinned=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,7 @@ def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, be
         answers=Answers(folders.answers / name, survives_power_cut=False),  # nor does a simulation's ledger
         workshop=bench.trainer,
         draws=lambda submission, attempt: simulated_draw(submission, attempt, name),
+        company=Everybody(len(world.shares)),
     )
 
 

@@ -8,7 +8,15 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, StrictStr, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PlainValidator,
+    StrictStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from ..plan import NAME_PATTERN
 from ..signed import CERTIFICATES_BYTES
@@ -55,6 +63,10 @@ Name = Annotated[str, StringConstraints(strict=True, pattern=NAME_PATTERN)]
 Hash = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-f]{64}$")]
 Signature = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-f]{128}$")]
 Moment = Annotated[str, StringConstraints(strict=True, pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+_NAME = NAME_PATTERN.removeprefix("^").removesuffix("$")
+# Names, a space between them: rules, roles. Of a policy's text, as long as it is, a few thousand.
+Names = Annotated[str, StringConstraints(strict=True, pattern=rf"^({_NAME}( {_NAME})*)?$")]
+Subject = Annotated[str, StringConstraints(strict=True, pattern=rf"^(Dataset|App)::{_NAME}$")]
 Stage = Literal["train", "evaluate"]
 
 
@@ -218,6 +230,51 @@ class OperatorChecked(Body):
     checked: Moment
 
 
+class PolicyEntered(Body):
+    """The text of a policy that decides from here on."""
+
+    hash: Hash
+    text: StrictStr
+
+
+class Decided(Body):
+    """What the policy said of a request. `facts`: on what; of an admitted run's rounds, what changed since.
+
+    `approvals` (roles) and `plan`: of a pending one. `error`: why nothing could be decided.
+    """
+
+    run: Name
+    submission: Hash
+    operator: Name
+    action: Literal["admit", "train", "evaluate", "releaseUpdate", "releaseMetric", "runApp"]
+    resource: Subject
+    verdict: Literal["permitted", "denied", "pending"]
+    rules: Names
+    policy: Hash
+    facts: StrictStr
+    error: Annotated[str, StringConstraints(strict=True, max_length=4000)] | None = None
+    approvals: Names | None = None
+    plan: StrictStr | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Decided":
+        if {self.approvals is not None, self.plan is not None} != {self.verdict == "pending"}:
+            raise ValueError("a pending decision, and no other, has approvals and a plan")
+        if self.error is not None and self.verdict != "denied":
+            raise ValueError("what could not be decided is denied")
+        return self
+
+
+class Approved(Body):
+    """What a person said of a submission."""
+
+    run: Name
+    submission: Hash
+    role: Name
+    verdict: Literal["approved", "refused"]
+    because: StrictStr
+
+
 class AppRan(Body):
     """A Flower app that was run and makes no claim."""
 
@@ -251,6 +308,9 @@ KINDS: dict[str, type[Body]] = {
     "dataset": DatasetAdded,
     "dataset-removed": DatasetRemoved,
     "operator": OperatorChecked,
+    "policy": PolicyEntered,
+    "decision": Decided,
+    "approval": Approved,
     "app": AppRan,
     "charge": Charged,
     "recovered-charge": RecoveredCharge,

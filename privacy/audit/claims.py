@@ -16,6 +16,7 @@ from ..budget.charge import executed_events
 from ..budget.events import RELATION, Events
 from ..budget.signer import TRUST_IN_WORDS
 from .history import Account, App, Dataset, History, Raise, Refusal, Run, Signed
+from .permissions import permissions_json
 from .recomputed import LARGEST_RECOMPUTED
 from .replay import Audit
 from .violations import shortened
@@ -197,6 +198,7 @@ def as_json(audit: Audit, claims: Claims) -> dict[str, Any]:
             {"entry": refusal.entry, "time": refusal.time, **refusal.told.model_dump()}
             for refusal in audit.history.refusals
         ],
+        **permissions_json(audit.history),
         "trust": TRUST,
         "assumed": list(claims.assumed),
         "excluded": list(claims.excluded),

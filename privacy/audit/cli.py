@@ -15,6 +15,7 @@ from ..budget.keys import SigningKey
 from ..errors import PrivetError, UsageError
 from .claims import TRUST, app_lines, as_json, claims_of, operator_lines, refusal_lines, sentences, verdict
 from .keyfile import fingerprint, pem_of, read_public_key, read_root
+from .permissions import decision_line, permission_lines
 from .recomputed import LowerEstimate
 from .replay import Audit, audit_ledger
 
@@ -43,9 +44,10 @@ def audit_app(find_checks: FindChecks = tuple) -> typer.Typer:
             Path | None, typer.Option(help="The federation's root certificate (identity/root.pem).")
         ] = None,
         report: Annotated[Path | None, typer.Option(help="Write a page for a data protection officer.")] = None,
+        decisions: Annotated[bool, typer.Option("--decisions", help="List every decision of the policy.")] = False,
         json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
-        """Replay a ledger: chain, signatures, operators, every charge, plan against execution; say what it claims."""
+        """Replay a ledger: chain, signatures, operators, decisions, charges, rounds; say what it claims."""
         _check_report(report, (file, witness, key, root))
         public = read_public_key(key) if key else None
         with _progress() as progress:
@@ -65,7 +67,7 @@ def audit_app(find_checks: FindChecks = tuple) -> typer.Typer:
         if json_:
             print(json.dumps(as_json(audit, claims)))
         else:
-            print("\n".join(_lines(audit)))
+            print("\n".join(_lines(audit, is_every_decision=decisions)))
         if not audit.holds:
             raise AuditFailedError(
                 f"{file}: {sum(audit.counts.values())} violations",
@@ -106,7 +108,7 @@ def audit_app(find_checks: FindChecks = tuple) -> typer.Typer:
     return app
 
 
-def _lines(audit: Audit) -> list[str]:
+def _lines(audit: Audit, *, is_every_decision: bool) -> list[str]:
     claims = claims_of(audit)
     owner = f"{claims.purpose} ledger of {claims.owner}" if claims.owner else "a ledger without an opening"
     lines = [verdict(audit), f"ledger: {owner}"]
@@ -122,6 +124,8 @@ def _lines(audit: Audit) -> list[str]:
         f"trust: {TRUST}",
         f"released: {claims.releases} answers",
         *refusal_lines(audit.history, _MOST_LINES),
+        *permission_lines(audit.history, _MOST_LINES),
+        *(f"decision: {decision_line(found)}" for found in audit.history.decisions if is_every_decision),
         f"accountants: PLD, RDP as upper bound{', PRV as lower estimate' if audit.checks else ''}",
         *(f"assumed: {words}" for words in claims.assumed),
         *(f"excluded: {words}" for words in claims.excluded),

@@ -114,6 +114,54 @@ class Signed:
     operator: str
     key_fingerprint: str
     trust: Literal["pinned", "coordinator"]
+    certificate_age_hours: int | None = None  # when it was checked; None where it cannot be read
+
+
+@dataclass(slots=True)
+class Policy:
+    """A policy that the institution had, and how many decisions it made."""
+
+    entry: int
+    time: str
+    hash: str
+    decisions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policy said of a request. `roles`: whose approval a pending one waits for.
+
+    `is_pinned`: whether the institution had pinned the operator's key; `counts_pinned`: whether only parties whose keys
+    it had pinned counted towards the cohort, None where no cohort was asked about.
+    """
+
+    entry: int
+    time: str
+    run: str
+    submission: str
+    operator: str
+    action: str
+    resource: str
+    verdict: str
+    rules: tuple[str, ...]
+    roles: tuple[str, ...]
+    policy: str
+    error: str
+    is_pinned: bool
+    counts_pinned: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """What a person said of a submission, and why."""
+
+    entry: int
+    time: str
+    run: str
+    submission: str
+    role: str
+    verdict: Literal["approved", "refused"]
+    because: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +225,10 @@ class History:
     apps: dict[str, App] = field(default_factory=dict)  # by run
     releases: list[Release] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    policies: dict[str, Policy] = field(default_factory=dict)  # by hash
+    decisions: list[Decision] = field(default_factory=list)
+    permissions: dict[str, Decision] = field(default_factory=dict)  # by run: what permitted its charge
+    approvals: list[Approval] = field(default_factory=list)
     recovered: Counter[tuple[str, str]] = field(default_factory=Counter)  # (run, submission) of recovered charges
     recovered_heads: set[tuple[int, str]] = field(default_factory=set)
     server_keys: dict[str, int] = field(default_factory=dict)  # key -> first entry that shows it

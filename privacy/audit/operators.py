@@ -46,24 +46,27 @@ class OperatorAuditor:
             )
             self._keys[body.operator] = (body.key_fingerprint, entry)
 
-    def charge(self, entry: int, body: Charged, submission: AnySubmission | None) -> None:
+    def charge(self, entry: int, body: Charged, submission: AnySubmission | None) -> Signed | None:
         """A charge: somebody signed for it, unless this is a simulation, or was signed for in a ledger that is lost."""
-        if not isinstance(body, RecoveredCharge):
-            signed = self._signed(entry, body.run, body.submission, submission)
-            run = self._history.runs.get(body.run)
-            if run is not None and run.entry == entry:
-                run.signed = signed
+        if isinstance(body, RecoveredCharge):
+            return None
+        signed = self._signed(entry, body.run, body.submission, submission)
+        run = self._history.runs.get(body.run)
+        if run is not None and run.entry == entry:
+            run.signed = signed
+        return signed
 
-    def app(self, entry: int, time: str, body: AppRan) -> None:
-        """A Flower app's run: what it read is not accounted for, but who asked for it is."""
+    def app(self, entry: int, time: str, body: AppRan) -> tuple[AppSubmission | None, Signed | None]:
+        """A Flower app's run, and who asked for it: what it read is not accounted for."""
         submission = self._app_submission(entry, body)
         signed = self._signed(entry, body.run, body.submission, submission)
         operator = submission.body.operator if submission else "unreadable"
         first = self._history.apps.get(body.run)
         if first is not None or body.run in self._history.runs:
             self._findings.add(entry, "charged-twice", f"run {body.run} was admitted before")
-            return
-        self._history.apps[body.run] = App(entry, time, body.run, body.app, operator, signed)
+        else:
+            self._history.apps[body.run] = App(entry, time, body.run, body.app, operator, signed)
+        return submission, signed
 
     def finish(self) -> None:
         """After the last entry."""
@@ -91,7 +94,8 @@ class OperatorAuditor:
         self._waiting = None
         if submission is not None:
             self._check_signature(waiting, submission)
-        return Signed(waiting.entry, waiting.body.operator, waiting.body.key_fingerprint, waiting.body.trust)
+        told = waiting.body
+        return Signed(waiting.entry, told.operator, told.key_fingerprint, told.trust, _age_hours(waiting))
 
     def _check_signature(self, waiting: _Waiting, submission: AnySubmission) -> None:
         body, certificate = waiting.body, waiting.certificate
@@ -155,3 +159,14 @@ class OperatorAuditor:
             if told != planned:
                 self._findings.add(entry, "submission", f"{name} {told}, its plan says {planned}")
         return submission
+
+
+def _age_hours(waiting: _Waiting) -> int | None:
+    """How long the certificate had been valid when it was checked."""
+    if waiting.certificate is None:
+        return None
+    try:
+        age = time_of(waiting.body.checked) - waiting.certificate.not_before
+    except ValueError:
+        return None
+    return max(0, int(age.total_seconds() // 3600))

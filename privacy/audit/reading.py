@@ -14,8 +14,8 @@ from pathlib import Path
 from ..budget.ledger import RESTORE, Entry, connected
 from ..errors import LedgerError
 
-# Bytes of one row. The largest entry is a charge: a submission (64 KiB), escaped once more, and its events.
-LARGEST_CELL = 512 * 1024
+# Bytes of one row. The largest entry is a policy: 256 KiB, each of them escaped with six more at worst.
+LARGEST_CELL = 2 * 1024 * 1024
 _COLUMNS = ("sequence", "time", "kind", "body", "previous", "hash", "signature")
 _ROW = f"SELECT {', '.join(_COLUMNS)} FROM entries WHERE rowid = ?"
 _LARGEST_NUMBER = 2**53

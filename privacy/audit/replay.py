@@ -17,16 +17,19 @@ from .bodies import (
     AccountOpened,
     Answered,
     AppRan,
+    Approved,
     Begun,
     Body,
     Charged,
     Closed,
     DatasetAdded,
     DatasetRemoved,
+    Decided,
     Lost,
     MalformedBodyError,
     Opened,
     OperatorChecked,
+    PolicyEntered,
     Raised,
     Recovered,
     Refused,
@@ -36,6 +39,7 @@ from .bodies import (
 )
 from .chain import Chain
 from .charges import ChargeAuditor
+from .decisions import DecisionAuditor
 from .declarations import DeclarationAuditor
 from .history import History, Refusal
 from .operators import OperatorAuditor
@@ -134,6 +138,7 @@ class _Replay:
         self._declarations = DeclarationAuditor(self.history, self.findings)
         self._charges = ChargeAuditor(self.history, Recomputation(checks), self.findings)
         self._operators = OperatorAuditor(root, self.history, self.findings)
+        self._decisions = DecisionAuditor(self.history, self.findings)
         self._rounds = RoundAuditor(self.history, self.findings)
         self.witness = WitnessAuditor(witness, self.history, self.findings)
 
@@ -143,6 +148,7 @@ class _Replay:
             if number % _PROGRESS_EVERY == 0:
                 progress(number, self._total)
         self._operators.finish()
+        self._decisions.after(None)
         if self.history.opening is None:
             self.findings.add(None, "opening", "the ledger has no opening: it does not say whose it is")
         progress(self._total, self._total)
@@ -157,6 +163,7 @@ class _Replay:
             self.findings.add(entry.sequence, "malformed", f"{entry.kind}: {error}")
             return
         self._apply(entry.sequence, entry.time, body)
+        self._decisions.after(body)
 
     def _apply(self, entry: int, time: str, body: Body) -> None:
         match body:
@@ -173,17 +180,27 @@ class _Replay:
             case DatasetRemoved():
                 self._declarations.dataset_removed(entry, body)
             case Charged():
-                self._operators.charge(entry, body, self._charges.audit(entry, time, body))
+                submission = self._charges.audit(entry, time, body)
+                self._decisions.charge(entry, body, submission, self._operators.charge(entry, body, submission))
             case OperatorChecked():
                 self._operators.operator(entry, time, body)
             case AppRan():
-                self._operators.app(entry, time, body)
+                self._decisions.app(entry, body, *self._operators.app(entry, time, body))
+            case PolicyEntered():
+                self._decisions.policy(entry, time, body)
+            case Decided():
+                self._decisions.decision(entry, time, body)
+            case Approved():
+                self._decisions.approval(entry, time, body)
             case Released():
                 self._rounds.release(entry, time, body)
+                self._decisions.release(entry, body)
             case Begun():
                 self._rounds.begin(entry, time, body)
+                self._decisions.begin(entry, body)
             case Answered():
                 self._rounds.answer(entry, time, body)
+                self._decisions.answer(entry, body)
             case Witnessed():
                 self.witness.entry(entry, body, self.chain.hashes)
             case Recovered():

@@ -22,8 +22,9 @@ from ..page.drawing import Caption
 from ..page.pages import rendered
 from .charts import Point, budget_chart
 from .claims import TRUST, AccountClaim, Claims, operator_lines, verdict
-from .history import Account
+from .history import Account, History
 from .keyfile import fingerprint
+from .permissions import by_rule, by_verdict, not_permitted, run_permissions, trust_lines, why
 from .replay import Audit
 from .violations import CODES
 
@@ -42,6 +43,7 @@ def write_report(audit: Audit, claims: Claims, path: Path) -> None:
         "moment": _moment,
         "number": _number,
         "count": _count,
+        "why": why,
     }
     page = rendered(Path(__file__).parent / "report.html.j2", _view(audit, claims), forms)
     path.write_text(page, encoding="utf-8")
@@ -70,6 +72,7 @@ def _view(audit: Audit, claims: Claims) -> dict[str, object]:
         "operators": [line.removeprefix("operator ") for line in operator_lines(audit)[:MOST_OPEN]],
         "refusals": history.refusals[-MOST_LISTED:],
         "refusals_left": max(0, len(history.refusals) - MOST_LISTED),
+        **_permissions(history),
         "most_open": MOST_OPEN,
         "most_listed": MOST_LISTED,
         "trust": TRUST,
@@ -82,6 +85,21 @@ def _view(audit: Audit, claims: Claims) -> dict[str, object]:
         "codes": _told(Counter(release.code for release in history.releases if release.code)),
         "versions_told": _told(Counter(release.versions for release in history.releases if release.versions)),
         "versions": {"privet": __version__, **_versions()},
+    }
+
+
+def _permissions(history: History) -> dict[str, object]:
+    denied, runs = not_permitted(history), run_permissions(history)
+    return {
+        "policies": list(history.policies.values())[-MOST_LISTED:],
+        "verdicts": by_verdict(history),
+        "rules": by_rule(history)[:MOST_LISTED],
+        "trusted": trust_lines(history),
+        "denied": denied[-MOST_LISTED:],
+        "denied_left": max(0, len(denied) - MOST_LISTED),
+        "approvals": history.approvals[-MOST_LISTED:],
+        "permissions": runs[-MOST_LISTED:],
+        "permissions_left": max(0, len(runs) - MOST_LISTED),
     }
 
 

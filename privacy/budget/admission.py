@@ -3,6 +3,7 @@
 Values in, a Charge or a refusal out: rules 3 to 5 of the guard (guard.py), who asks here and writes down the answer.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -10,11 +11,11 @@ from decimal import Decimal
 from ..errors import Refusal, RefusedError
 from ..plan import Plan
 from ..submission import Claim, Submission
-from .accounting import epsilon_of, rounded_up
+from .accounting import ACCOUNTANT, epsilon_of, rounded_up
 from .accounts import UNITS
 from .book import INFINITE, Account, DeclaredDataset
 from .charge import charged_events
-from .events import Events
+from .events import RELATION, Events
 from .filters import renyi_cost, renyi_limit
 
 
@@ -26,6 +27,24 @@ class Charge:
     delta: Decimal
     divergence: Decimal
     events: Events
+
+    def body(self, submission: Submission, dataset: DeclaredDataset) -> Mapping[str, str | Sequence[Mapping[str, str]]]:
+        """The entry, once it is charged."""
+        body: dict[str, str | Sequence[Mapping[str, str]]] = {
+            "run": submission.run_id,
+            "submission": submission.hash,
+            "plan": submission.canonical.decode(),
+            "dataset": dataset.name,
+            "declared_size": str(dataset.declared_size),
+            "account": dataset.account,
+            "unit": submission.plan.privacy.unit,
+            "epsilon": str(self.epsilon),
+            "delta": str(self.delta),
+            "divergence": str(self.divergence),
+            "expires": submission.body.expires,
+            "events": [event.as_json() for event in self.events],
+        }
+        return body | ({"relation": RELATION, "accountant": ACCOUNTANT} if self.events else {})
 
 
 def cost_of(submission: Submission, account: Account, now: datetime) -> Charge:

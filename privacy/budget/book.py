@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import Any, Self
 
+from .asked import Asked, Pending
 from .filters import FilterName, renyi_epsilon
 
 INFINITE = Decimal("Infinity")
@@ -74,7 +75,10 @@ class DeclaredDataset:
 
 @dataclass(slots=True)
 class RunCharge:
-    """A submission that was charged. `epsilon`: its own, by PLD at `delta`; infinite where it makes no claim."""
+    """A submission that was charged. `epsilon`: its own, by PLD at `delta`; infinite where it makes no claim.
+
+    `operator`, `project`: as its plan names them, so that a recovered charge has them too.
+    """
 
     run: str
     submission: str
@@ -84,6 +88,7 @@ class RunCharge:
     delta: Decimal
     divergence: Decimal
     expires: str
+    operator: str = ""
     project: str = ""
     is_released: bool = False
     is_recovered: bool = False
@@ -105,23 +110,11 @@ class KnownSigner:
     key_fingerprint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A submission that waits for a person. `roles`: whose approval it needs; `plan`: its canonical text."""
-
-    run: str
-    submission: str
-    operator: str
-    roles: tuple[str, ...]
-    plan: str
-    since: str
-
-
 class Book:
     """Accounts, data sets and charges, by name. `signers` and `apps` (the submission's hash): by run.
 
-    `facts`: what was known when a run was admitted, by run; `policies`: hashes of all that ever decided;
-    `approvals`: what each role said of a submission, by its hash; `pending`: by run.
+    `facts`: what was known when a run was admitted, by run; `policies`: hashes of all that ever decided; `asked`: what
+    people were asked to approve, and what they said.
     """
 
     def __init__(self) -> None:
@@ -135,8 +128,7 @@ class Book:
         self.apps: dict[str, str] = {}
         self.facts: dict[str, str] = {}
         self.policies: set[str] = set()
-        self.approvals: dict[str, dict[str, str]] = {}
-        self.pending: dict[str, Pending] = {}
+        self.asked = Asked()
         self.refused: set[Refused] = set()  # of one day, the newest that something was refused on
         self._refused_on = ""
 
@@ -149,6 +141,16 @@ class Book:
         fold = _FOLDS.get(kind)
         if fold is not None:
             fold(self, content)
+
+    @property
+    def approvals(self) -> Mapping[str, Mapping[str, str]]:
+        """What each role said of a submission, by its hash."""
+        return self.asked.said
+
+    @property
+    def pending(self) -> Mapping[str, Pending]:
+        """What waits for a person, by run."""
+        return self.asked.waiting
 
     def signer_of(self, run: str, submission: str) -> KnownSigner | None:
         """Who signed it, as it was checked at its admission; None where it was not admitted."""
@@ -170,13 +172,7 @@ class Book:
             self._refuse(run, content["submission"], refused_as(content), time[:10])
         elif content["action"] in _ADMISSIONS:
             self.facts.setdefault(run, content["facts"])
-        if verdict == "pending":
-            roles = tuple(content["approvals"].split())
-            self.pending[run] = Pending(
-                run, content["submission"], content["operator"], roles, content["plan"], since=time
-            )
-        elif content["action"] in _ADMISSIONS:
-            self.pending.pop(run, None)
+        self.asked.decide(content, time, is_admission=content["action"] in _ADMISSIONS)
 
     def dump(self) -> str:
         """Everything, as JSON; `load` reads it back."""
@@ -195,8 +191,7 @@ class Book:
                 "apps": self.apps,
                 "facts": self.facts,
                 "policies": sorted(self.policies),
-                "approvals": self.approvals,
-                "pending": [asdict(pending) for pending in self.pending.values()],
+                "asked": self.asked.dump(),
                 "refused": sorted(self.refused),
                 "refused_on": self._refused_on,
             },
@@ -224,9 +219,7 @@ class Book:
         book.apps = dict(told.get("apps", {}))
         book.facts = dict(told.get("facts", {}))
         book.policies = set(told.get("policies", ()))
-        book.approvals = {submission: dict(said) for submission, said in told.get("approvals", {}).items()}
-        for pending in told.get("pending", ()):
-            book.pending[pending["run"]] = Pending(**{**pending, "roles": tuple(pending["roles"])})
+        book.asked = Asked.load(told.get("asked", {}))
         book.refused = {(run, submission, code) for run, submission, code in told.get("refused", ())}
         book._refused_on = told.get("refused_on", "")
         return book
@@ -299,6 +292,7 @@ def _run_app(book: Book, content: Mapping[str, Any]) -> None:
 
 
 def _charge(book: Book, content: Mapping[str, Any]) -> None:
+    operator, project = _asked_by(content["plan"])
     run = RunCharge(
         run=content["run"],
         submission=content["submission"],
@@ -308,16 +302,17 @@ def _charge(book: Book, content: Mapping[str, Any]) -> None:
         delta=Decimal(content["delta"]),
         divergence=Decimal(content["divergence"]),
         expires=content["expires"],
-        project=_project(content["plan"]),
+        operator=operator,
+        project=project,
     )
     book.runs[run.run] = run
     _spend(book.accounts[run.account], run, Decimal(1))
 
 
-def _project(plan: str) -> str:
-    """The project of a submission, as its canonical text has it."""
-    project: str = json.loads(plan)["plan"]["run"].get("project", "")
-    return project
+def _asked_by(plan: str) -> tuple[str, str]:
+    """Operator and project of a submission, as its canonical text has them."""
+    told = json.loads(plan)
+    return told["operator"], told["plan"]["run"].get("project", "")
 
 
 def _take_policy(book: Book, content: Mapping[str, Any]) -> None:
@@ -325,13 +320,7 @@ def _take_policy(book: Book, content: Mapping[str, Any]) -> None:
 
 
 def _approve(book: Book, content: Mapping[str, Any]) -> None:
-    """What a person said of a submission; the last word of each role counts."""
-    book.approvals.setdefault(content["submission"], {})[content["role"]] = content["verdict"]
-    pending = book.pending.get(content["run"])
-    if pending is not None and pending.submission == content["submission"]:
-        said = book.approvals[content["submission"]]
-        if "refused" in said.values() or all(said.get(role) == "approved" for role in pending.roles):
-            del book.pending[content["run"]]
+    book.asked.answer(content)
 
 
 def _recover_charge(book: Book, content: Mapping[str, Any]) -> None:

@@ -14,12 +14,12 @@ It stands before every touch of a record. The rules (DESIGN, section 8):
 10. Who signed the submission is entered with the charge, right before it. A simulation has no signatures.
 11. Where the institution has a policy, it is asked before a charge, before each attempt and before each answer leaves;
     what it said is entered in the same step (decisions.py). It is asked before the account: a plan that the policy
-    forbids learns nothing of what is left.
+    forbids learns nothing of what is left. A run whose first attempt may not begin is not charged.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Literal
@@ -27,13 +27,12 @@ from typing import Literal
 from ..errors import Refusal, RefusedError
 from ..plan import Plan
 from ..submission import Submission
-from .accounting import ACCOUNTANT, epsilon_of, rounded_up
+from .accounting import epsilon_of, rounded_up
 from .accounts import AccountBook
 from .admission import Charge, check_charge, cost_of, weighed
 from .book import DeclaredDataset, KnownSigner, RunCharge
 from .charge import executed_events
 from .decisions import Action, Asker, Body, Case, Cohort, Decide
-from .events import RELATION
 from .ledger import Entry
 from .refusals import record_refusal
 from .signer import Signer
@@ -57,6 +56,10 @@ class Attempt:
     def key(self) -> tuple[str, int, int]:
         """What may begin once."""
         return (self.stage, self.round, self.number)
+
+    def case(self, case: Case, action: Action, cohort: Cohort | None) -> Case:
+        """What is to be decided of this attempt, from what is known of its run."""
+        return replace(case, action=action, cohort=cohort or Cohort(), round=self.round, attempt=self.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +114,28 @@ class Guard:
         """Who signed it, as the ledger says; None where it was not admitted."""
         return self._accounts.catch_up().signer_of(submission.run_id, submission.hash)
 
-    def admit(self, submission: Submission, now: datetime, signer: Signer | None = None) -> None:
+    def admit(
+        self,
+        submission: Submission,
+        now: datetime,
+        signer: Signer | None = None,
+        first: Attempt | None = None,
+        cohort: Cohort | None = None,
+    ) -> None:
         """Charge the submission in full, once; raise RefusedError and change nothing but the record of it.
 
-        `signer`: who signed it; None in a simulation, and where the submission was admitted before.
+        `signer`: who signed it; None in a simulation, and where the submission was admitted before. `first`: the
+        attempt that it is admitted for, with `cohort`. Where the policy would not let it begin, nothing is charged.
         """
         with self._refusals(submission), self._accounts.transaction():
             self._accounts.catch_up()
             run = self._admitted(submission)
             if run is None:
                 self._release_expired(now)
-                charge = self._weigh_and_enter(submission, now, signer)
+                charge = self._weigh_and_enter(submission, now, signer, first, cohort)
                 if signer is not None:
                     self._ledger.append("operator", signer.body(submission))
-                self._ledger.append("charge", _charge_body(submission, self.dataset, charge))
+                self._ledger.append("charge", charge.body(submission, self.dataset))
         self._accounts.note_progress()
 
     def consider(self, submission: Submission, now: datetime, signer: Signer | None = None) -> None:
@@ -258,9 +269,15 @@ class Guard:
         self._ledger.close()
 
     def _weigh_and_enter(
-        self, submission: Submission, now: datetime, signer: Signer | None, is_trial: bool = False
+        self,
+        submission: Submission,
+        now: datetime,
+        signer: Signer | None,
+        first: Attempt | None = None,
+        cohort: Cohort | None = None,
+        is_trial: bool = False,
     ) -> Charge:
-        """The cost, once policy and account admit it; the policy is asked first."""
+        """The cost, once policy and account admit it; the policy is asked first, of the first attempt too."""
         dataset = self.dataset
         account = self._accounts.book.accounts[dataset.account]
         charge = cost_of(submission, account, now)
@@ -268,6 +285,8 @@ class Guard:
             asker = signer.asker if signer else Asker(submission.body.operator, "")
             case = Case(submission, "admit", asker, now, self._accounts.book, dataset, account, charge)
             decided = self._decide(case)
+            if first is not None:  # it is asked again, and entered, when the attempt begins
+                self._decide(first.case(case, first.stage, cohort))
             for kind, body in () if is_trial else decided.entries():
                 self._ledger.append(kind, body)
         check_charge(submission, dataset, account, charge)
@@ -287,9 +306,8 @@ class Guard:
         known = book.signer_of(submission.run_id, submission.hash)
         asker = Asker(submission.body.operator, known.key_fingerprint if known else "")
         account = book.accounts[book.runs[submission.run_id].account]
-        where = (attempt.round, attempt.number)
-        case = Case(submission, action, asker, now, book, self.dataset, account, None, cohort or Cohort(), *where)
-        return self._decide(case).entries()
+        case = Case(submission, action, asker, now, book, self.dataset, account)
+        return self._decide(attempt.case(case, action, cohort)).entries()
 
     @contextlib.contextmanager
     def _refusals(self, submission: Submission) -> Iterator[None]:
@@ -356,26 +374,6 @@ def _check_within_charge(run: RunCharge, plan: Plan, attempt: Attempt) -> None:
         raise RefusedError(
             Refusal.MALFORMED_REQUEST, f"round {attempt.round} of {plan.run.rounds}", "ask for a round of the plan"
         )
-
-
-def _charge_body(
-    submission: Submission, dataset: DeclaredDataset, charge: Charge
-) -> dict[str, str | Sequence[Mapping[str, str]]]:
-    body: dict[str, str | Sequence[Mapping[str, str]]] = {
-        "run": submission.run_id,
-        "submission": submission.hash,
-        "plan": submission.canonical.decode(),
-        "dataset": dataset.name,
-        "declared_size": str(dataset.declared_size),
-        "account": dataset.account,
-        "unit": submission.plan.privacy.unit,
-        "epsilon": str(charge.epsilon),
-        "delta": str(charge.delta),
-        "divergence": str(charge.divergence),
-        "expires": submission.body.expires,
-        "events": [event.as_json() for event in charge.events],
-    }
-    return body | ({"relation": RELATION, "accountant": ACCOUNTANT} if charge.events else {})
 
 
 def _attempt_body(submission: Submission, attempt: Attempt) -> dict[str, str]:

@@ -4,10 +4,10 @@ Of one run, submission and code one refusal a day is entered, and of all togethe
 again and again learns the code again and again, and the node's local log says the rest.
 """
 
-from ..errors import RefusedError
+from ..errors import Refusal, RefusedError
 from ..plan_app import AnySubmission, AppSubmission
 from .accounts import AccountBook
-from .book import refused_as
+from .book import Book, refused_as
 from .decisions import DeniedError
 
 MOST_REFUSALS = 1000  # entries a day, some 600 kB
@@ -24,7 +24,7 @@ def record_refusal(accounts: AccountBook, submission: AnySubmission, refusal: Re
         today = book.refused_on(accounts.ledger.today)
         if isinstance(refusal, DeniedError) and len(today) < MOST_REFUSALS:
             key = (submission.run_id, submission.hash, refused_as(refusal.decided.body))
-            if key not in today:
+            if key not in today or not _is_asked_about(book, refusal):
                 for kind, body in refusal.decided.entries():
                     if kind != "policy" or body["hash"] not in book.policies:
                         accounts.ledger.append(kind, body)
@@ -42,3 +42,9 @@ def record_refusal(accounts: AccountBook, submission: AnySubmission, refusal: Re
                 },
             )
     accounts.catch_up()
+
+
+def _is_asked_about(book: Book, refusal: DeniedError) -> bool:
+    """Whether a person can answer to it; else it is entered again: the policy had forbidden it meanwhile."""
+    is_pending = refusal.code is Refusal.APPROVAL_PENDING
+    return not is_pending or refusal.decided.body["run"] in book.asked.by_run

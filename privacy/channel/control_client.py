@@ -156,11 +156,10 @@ def _list(view: View, name: str) -> list[View]:
 def _told(error: grpc.RpcError, address: str) -> PrivetError:
     """The server's own words where it said some; else what the failed call means."""
     status = error.code()
-    if status is not grpc.StatusCode.PERMISSION_DENIED:
-        trailing: Any = error.trailing_metadata() or ()
-        for name, value in trailing:
-            if name == _ERROR_KEY and len(value) <= _ERROR_BYTES and (said := _said(value)):
-                return said
+    trailing: Any = error.trailing_metadata() or ()
+    for name, value in trailing:
+        if name == _ERROR_KEY and len(value) <= _ERROR_BYTES and (said := _said(value)):
+            return said
     meant = channel_error(error, address)
     if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return UnreachableError(meant.message, meant.remedy)

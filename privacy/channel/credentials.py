@@ -40,6 +40,7 @@ class Peer:
     identity: Identity
     serial: str
     key_fingerprint: str
+    not_before: datetime
     not_after: datetime
     tls_version: str
 
@@ -92,7 +93,7 @@ def peer_of(auth_context: Mapping[str, Iterable[bytes]]) -> Peer:
         raise ChannelError(f"{said.identity.uri}: not a name that this federation's issuer gives", _JOIN)
     if said.identity.role is Role.SERVER:
         raise ChannelError(f"{said.identity.uri}: a server calls nobody", _JOIN)
-    return Peer(said.identity, said.serial, said.key_fingerprint, said.not_after, version)
+    return Peer(said.identity, said.serial, said.key_fingerprint, said.not_before, said.not_after, version)
 
 
 def insist_on_tls(auth_context: Mapping[str, Iterable[bytes]]) -> str:

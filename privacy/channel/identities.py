@@ -32,6 +32,14 @@ _NAME = re.compile(rf"[a-z0-9](?:[a-z0-9-]{{0,{LONGEST_NAME - 2}}}[a-z0-9])?")
 _DER = serialization.Encoding.DER
 _SIGNATURE = ec.ECDSA(hashes.SHA256())
 _ASK_AGAIN = "ask the coordinator for a new invitation"
+# What the library raises for bytes that are no certificate of ours; an unknown version is no ValueError to it.
+UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+)
 
 
 class Role(StrEnum):
@@ -160,7 +168,7 @@ class Certificate:
             if len(der) > LARGEST_FILE:
                 raise ValueError
             return cls._of(x509.load_der_x509_certificate(der))
-        except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension):
+        except UNREADABLE:
             raise ChannelError("not a certificate of a party of a federation", _ASK_AGAIN) from None
 
     @classmethod
@@ -195,7 +203,7 @@ def verified(chain_pem: bytes, root_pem: bytes, at: datetime, role: Role | None 
         if len(chain_pem) > LARGEST_FILE:
             raise ValueError
         certificates = x509.load_pem_x509_certificates(chain_pem)
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise ChannelError("not a chain of certificates", _ASK_AGAIN) from None
     if len(certificates) != 2:  # the root signs issuers alone, and an issuer's path length is 0
         raise ChannelError(f"a chain of {len(certificates)} certificates; it has 2", _ASK_AGAIN)

@@ -125,6 +125,11 @@ def has_joined(folder: Path) -> bool:
     return (folder / "membership.json").exists()
 
 
+def own_certificate(folder: Path) -> Certificate:
+    """What a member's certificate says, for its own eyes: its key, which may need a passphrase, is not opened."""
+    return _head(read_file(folder / "chain.pem", _DAMAGED))
+
+
 def _head(chain: bytes) -> Certificate:
     """What the first certificate of one's own chain says; it may have expired."""
     try:

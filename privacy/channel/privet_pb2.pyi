@@ -47,14 +47,16 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., instance: _Optional[bytes] = ..., clock: _Optional[float] = ..., presence: _Optional[_Union[Presence, _Mapping]] = ..., python: _Optional[str] = ...) -> None: ...
 
 class Presence(_message.Message):
-    __slots__ = ("is_paused", "tasks", "apps")
+    __slots__ = ("is_paused", "tasks", "apps", "revision")
     IS_PAUSED_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     APPS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     is_paused: bool
     tasks: _containers.RepeatedCompositeFieldContainer[TaskOffer]
     apps: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, is_paused: _Optional[bool] = ..., tasks: _Optional[_Iterable[_Union[TaskOffer, _Mapping]]] = ..., apps: _Optional[_Iterable[str]] = ...) -> None: ...
+    revision: str
+    def __init__(self, is_paused: _Optional[bool] = ..., tasks: _Optional[_Iterable[_Union[TaskOffer, _Mapping]]] = ..., apps: _Optional[_Iterable[str]] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class TaskOffer(_message.Message):
     __slots__ = ("name", "version")

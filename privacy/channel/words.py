@@ -5,10 +5,12 @@
     train            -> arrays, metrics: declared-size
     evaluate         -> metrics: declared-size and, by name, the sum of each metric over records
     query.witness    -> nothing: it brings the server's countersignature of a ledger's head
-    anything refused -> Error(REFUSED, one code of the closed list)
+    anything refused -> Error(REFUSED, one code of the closed list; after `DISCLOSED`, what the institution tells)
 
 With every request for a run come, in its config: submission, round, attempt; in a deployment also signature and
-certificates, of the operator over the submission.
+certificates, of the operator over the submission. The answer to `query.describe` then brings signature and
+certificates of the node, that it takes part; with `train` and `evaluate` comes `cohort`, which is those of the nodes
+that are asked (privacy/attendance.py).
 
 With `train` and `evaluate` comes `ledger`: the head of the node's ledger, and the charges not yet
 witnessed.
@@ -32,6 +34,7 @@ SEAL = "privet"  # the record that brings these with a message of an app
 BEGUN = "begun"  # in it: another text whenever the run begins, so that an app begins anew at the nodes too
 ROUND = "round"
 ATTEMPT = "attempt"
+COHORT = "cohort"
 WITNESSED = "witnessed"
 HEAD = "head"
 CHARGES = "charges"
@@ -41,6 +44,8 @@ DECLARED_SIZE = "declared-size"
 
 # Flower reserves small numbers for itself.
 REFUSED = 1000
+DISCLOSED = ": "
+LONGEST_DISCLOSED = 300  # characters
 # What the server itself puts in the place of an answer.
 LOST = 1001  # none will come: the node went away
 DISCONNECTED = "disconnected"

@@ -1,7 +1,7 @@
 """The file that a party's policies stand in, read anew when it changes. What does not validate replaces nothing.
 
-A file that is missing, or was never valid since the process began, permits nothing: every decision is a denial that
-says so. Threads may share it.
+A file that is missing permits nothing, nor does one that was never valid since it came or since the process began:
+every decision is a denial that says so. Threads may share it.
 """
 
 import logging
@@ -15,7 +15,7 @@ from .rules import END, POLICY_BYTES, Rules
 
 log = logging.getLogger("privet.policy")
 
-_Seen = tuple[int, int, int] | None  # when it was written, how large it is, which file it is
+_Seen = tuple[int, int, int, int] | None  # when it was written and touched, how large it is, which file it is
 
 
 class PolicyFile:
@@ -43,6 +43,8 @@ class PolicyFile:
         try:
             rules = read_rules(self.path)
         except PolicyError as error:
+            if seen is None:
+                self._rules = None  # whoever takes the file away takes its permissions away
             self.problem = error.message
             if self.problem != before:
                 held = f"rules {self._rules.hash[:12]} hold on" if self._rules else "nothing is permitted"
@@ -84,7 +86,7 @@ def _seen(path: Path) -> _Seen:
         found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 _NOTHING = Rules(f"{END}\n")

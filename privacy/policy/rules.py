@@ -23,6 +23,9 @@ import cedarpy
 
 from ..errors import PolicyError
 from ..plan import NAME_PATTERN
+from .complaints import complaints
+from .depth import problem_of_depth
+from .source import places
 
 END = "// end of policy"
 POLICY_BYTES = 256 * 1024  # some thousand rules; it is written into the ledger
@@ -106,6 +109,7 @@ class Rule:
     effect: str
     approval: str
     form: Mapping[str, Any]  # as Cedar's own JSON has it
+    line: int = 0  # of the text, where it begins
 
 
 class Rules:
@@ -120,7 +124,7 @@ class Rules:
         self._set = cedarpy.PolicySet.from_str(text)
         found = cedarpy.validate_policies(text, schema())
         if not found.validation_passed:
-            raise PolicyError([self._told(error) for error in found.errors], _REMEDY)
+            raise PolicyError(complaints(self._told(error) for error in found.errors), _REMEDY)
 
     @classmethod
     def of_bytes(cls, content: bytes) -> Self:
@@ -131,6 +135,17 @@ class Rules:
             return cls(content.decode())
         except UnicodeDecodeError:
             raise PolicyError(["it is not UTF-8 text"], _REMEDY) from None
+
+    @classmethod
+    def imagined(cls, rules: Sequence[Rule]) -> Self:
+        """Rules that were taken out of others, or changed, to ask what if. Nobody may act on what they decide."""
+        asked = cls.__new__(cls)
+        forms = {f"policy{place}": dict(rule.form) for place, rule in enumerate(rules)}
+        asked.text, asked.hash, asked.rules = "", "", tuple(rules)
+        asked._names = dict(zip(forms, rules, strict=True))
+        told = {"staticPolicies": forms, "templates": {}, "templateLinks": []}
+        asked._set = cedarpy.PolicySet.from_json_str(json.dumps(told))
+        return asked
 
     def decide(self, question: Question) -> Decision:
         """The decision; never an exception for what a question holds, but a denial that says what is wrong with it."""
@@ -158,9 +173,9 @@ class Rules:
     def _denied(self, error: str) -> Decision:
         return Decision(Verdict.DENIED, (), self.hash, error=error[:1000])
 
-    def _told(self, error: "cedarpy.ValidationError") -> str:
-        rule = self._names.get(error.policy_id)
-        return f"rule {rule.id}: {self._renamed(error.error)}" if rule else self._renamed(error.error)
+    def _told(self, error: "cedarpy.ValidationError") -> tuple[str, Mapping[str, Any], str]:
+        rule = self._names[error.policy_id]
+        return f"line {rule.line}: rule {rule.id}", rule.form, self._renamed(error.error)
 
     def _renamed(self, told: str) -> str:
         """Cedar's text, with the rules' own names."""
@@ -214,27 +229,46 @@ def _named(uid: Uid) -> dict[str, str]:
 def _parsed(text: str) -> Sequence[Rule]:
     if text.rstrip().rpartition("\n")[2].strip() != END:
         raise PolicyError([f"its last line is not {END!r}: it may have been cut short"], _REMEDY)
+    deep = problem_of_depth(text)
+    if deep is not None:
+        raise PolicyError([deep], _REMEDY)
     try:
         told = json.loads(cedarpy.policies_to_json_str(text))
+    except RecursionError:
+        raise PolicyError(["a rule is nested too deeply"], _REMEDY) from None
     except ValueError as error:
-        raise PolicyError([" ".join(str(error).split())], _REMEDY) from None
+        raise PolicyError([_located(text, error)], _REMEDY) from None
     if told.get("templates") or told.get("templateLinks"):
         raise PolicyError(["a policy with ?principal or ?resource is a template, and decides nothing"], _REMEDY)
     found = sorted(told["staticPolicies"].items(), key=lambda one: int(one[0].removeprefix("policy")))
     problems, rules, seen = [], [], set[str]()
-    for place, (_, form) in enumerate(found, start=1):
+    lines = [place.line for place in places(text)]
+    for place, (_, form) in enumerate(found):
+        line = lines[place] if len(lines) == len(found) else 0
         notes = form.get("annotations") or {}
-        name, approval = notes.get("id") or "", notes.get("approval")
+        name = notes.get("id") or ""
+        approval = notes["approval"] or "" if "approval" in notes else None  # Cedar reads a bare @approval as null
         if not re.fullmatch(NAME_PATTERN, name, re.ASCII):
-            problems.append(f'rule number {place}: it needs an @id("...") of lower-case letters, digits and dashes')
+            problems.append(f'line {line}: the rule needs an @id("...") of lower-case letters, digits and dashes')
         elif name in seen:
-            problems.append(f"rule number {place}: another has @id({name!r}) already")
+            problems.append(f'line {line}: another rule has @id("{name}") already')
         if approval is not None and not re.fullmatch(NAME_PATTERN, approval, re.ASCII):
-            problems.append(f'rule {name}: @approval needs a role, such as @approval("data-steward")')
+            problems.append(f'line {line}: rule {name}: @approval needs a role, such as @approval("data-steward")')
         if approval is not None and form["effect"] != "forbid":
-            problems.append(f"rule {name}: @approval belongs to a forbid, and means nothing with a permit")
+            problems.append(f"line {line}: rule {name}: @approval belongs to a forbid, and means nothing with a permit")
         seen.add(name)
-        rules.append(Rule(name, form["effect"], approval or "", form))
+        rules.append(Rule(name, form["effect"], approval or "", form, line))
     if problems:
         raise PolicyError(problems, _REMEDY)
     return tuple(rules)
+
+
+def _located(text: str, error: Exception) -> str:
+    """What Cedar says of a text that it cannot read, with the first rule that it cannot."""
+    for place in places(text):
+        try:
+            cedarpy.policies_to_json_str(place.text)
+        except ValueError as found:
+            named = f"rule {place.id}: " if place.id else ""
+            return f"line {place.line}: {named}{' '.join(str(found).split())}"
+    return " ".join(str(error).split())

@@ -4,7 +4,9 @@ Cedar's decimals have four digits, too few for a delta: numbers are Longs in mil
 (schema.cedarschema). What a plan does not bound is `LARGEST`, so that a rule that sets a limit refuses it.
 """
 
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from ..envelope import time_of
@@ -35,7 +37,7 @@ def rounded_up(value: Decimal | float | None, unit: Decimal = MILLIONTH) -> int:
     >>> rounded_up(3.0), rounded_up(1e-5, TRILLIONTH), rounded_up(1e-7)
     (3000000, 10000000, 1)
     """
-    return _in_units(value, unit, ROUND_CEILING, LARGEST)
+    return min(math.ceil(found), LARGEST) if (found := _in_units(value, unit)) is not None else LARGEST
 
 
 def rounded_down(value: Decimal | float | None, unit: Decimal = MILLIONTH) -> int:
@@ -44,16 +46,14 @@ def rounded_down(value: Decimal | float | None, unit: Decimal = MILLIONTH) -> in
     >>> rounded_down(0.8), rounded_down(0.12345678)
     (800000, 123456)
     """
-    return _in_units(value, unit, ROUND_FLOOR, 0)
+    return min(math.floor(found), LARGEST) if (found := _in_units(value, unit)) is not None else 0
 
 
-def _in_units(value: Decimal | float | None, unit: Decimal, rounding: str, missing: int) -> int:
-    if value is None:
-        return missing
-    exact = value if isinstance(value, Decimal) else Decimal(repr(value))  # the decimal that the plan shows
-    if not exact.is_finite():
-        return LARGEST
-    return min(int((exact / unit).to_integral_value(rounding)), LARGEST)
+def _in_units(value: Decimal | float | None, unit: Decimal) -> Fraction | None:
+    """Exactly, of a float the decimal that the plan shows; None for what is no finite number."""
+    if value is None or not math.isfinite(value):
+        return None
+    return Fraction(value if isinstance(value, Decimal) else repr(value)) / Fraction(unit)
 
 
 def terms_of(submission: Submission) -> dict[str, Any]:

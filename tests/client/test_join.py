@@ -185,6 +185,8 @@ def test_join_from_the_command_line(federation: Federation, home: Path, capsys: 
     assert run(["join", federation.token("st-marys").text(), "--yes"]) == 0
     said = capsys.readouterr().out
     assert "joined hearts as node st-marys" in said
+    fingerprint = Member.load(home / IDENTITY).key.fingerprint
+    assert f"\nkey fingerprint {fingerprint}\n" in said  # for the institutions that count their peers
     for name in ("clock", "versions", "disk", "GPU", "main port"):
         assert f"\n{name}: " in said
     assert home.stat().st_mode & 0o777 == 0o700

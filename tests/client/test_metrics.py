@@ -85,6 +85,7 @@ def test_requests_and_answers_are_counted_on_their_way(request_: Message) -> Non
     ("error", "code"),
     [
         (Error(words.REFUSED, Refusal.PAUSED.value), "paused"),
+        (Error(words.REFUSED, "policy-denied: epsilon-at-most-2"), "policy-denied"),
         (Error(words.REFUSED, "a text of a task, on a record"), "app-failed"),
         (Error(2, "paused"), "app-failed"),
         (Error(words.REFUSED), "app-failed"),

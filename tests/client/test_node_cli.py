@@ -9,6 +9,7 @@ from privet.__main__ import run
 from privet.client.health import is_running
 from privet.client.state import MOST_WITHDRAWN, Orders, read_orders
 from privet.privacy.alone import only_one
+from privet.privacy.channel.member import IDENTITY, Member
 from privet.privacy.errors import UsageError
 from privet.privacy.home import Home
 
@@ -69,13 +70,33 @@ def test_orders_that_privet_did_not_write_are_an_error_and_not_none(home: Home, 
 def test_status_of_a_home_where_no_node_runs(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     home.status.write_text("rubbish")
     assert run(["node", "status"]) == 0
-    assert "no node runs in" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no node runs in" in said
+    assert "fingerprint" not in said
+
+
+def test_status_shows_the_nodes_own_fingerprint(
+    home: Home, federation: Federation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it runs or not, and without the passphrase of its key: others pin it."""
+    fingerprint = Member.load(home.root / IDENTITY).key.fingerprint
+    assert run(["node", "status"]) == 0
+    assert f"\nkey fingerprint {fingerprint}, for others to pin\n" in capsys.readouterr().out
+    (home.root / IDENTITY / "chain.pem").write_text("rubbish")
+    assert run(["node", "status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["key_fingerprint"] == ""
 
 
 def test_status_tells_all_that_the_node_said(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     work = {"run_id": "run-1", "what": "train round 3", "is_busy": True, "answered": 2, "refused": "paused"}
     told = {"state": "disconnected", "since": "2026-01-01T00:00:00Z", "why": "no route", "pid": 7, "runs": [work]}
-    more = {"tasks": {"digits": "1"}, "apps": ["hello"], "operators": "pinned: alice", "is_behind": "an older copy"}
+    more = {
+        "tasks": {"digits": "1"},
+        "apps": ["hello"],
+        "operators": "pinned: alice",
+        "peers": "pinned: north",
+        "is_behind": "an older copy",
+    }
     home.status.write_text(json.dumps(told | more | {"certificate_expires": "2026-01-02T00:00:00Z"}))
     with only_one(home.root / "node.lock", "taken", "wait"):
         assert is_running(home)
@@ -86,6 +107,7 @@ def test_status_tells_all_that_the_node_said(home: Home, capsys: pytest.CaptureF
         "offers tasks: digits 1",
         "allows apps: hello",
         "operators: pinned: alice",
+        "cohorts: pinned: north",
         "certificate until 2026-01-02T00:00:00Z",
         "trains nothing: an older copy",
         "run run-1: train round 3, 2 answers, last refusal paused",

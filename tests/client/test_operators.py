@@ -5,115 +5,27 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from open_policy import open_policy
 from privet.client.answers import Answers
 from privet.client.app import client_app
-from privet.client.draw import Draw
-from privet.client.node import Node, Request
+from privet.client.node import Node
 from privet.client.operators import MOST_DENIED, Operators
-from privet.client.tasks.protocol import Source
 from privet.privacy.audit.replay import audit_ledger
-from privet.privacy.budget.accounts import AccountBook
-from privet.privacy.budget.book import DeclaredDataset
 from privet.privacy.budget.guard import Guard
-from privet.privacy.budget.ledger import Entry, Ledger
 from privet.privacy.channel import words
 from privet.privacy.channel.arrays import to_record
 from privet.privacy.channel.identities import Role
 from privet.privacy.errors import ChannelError, Refusal, RefusedError
-from privet.privacy.parameters import Array, Parameters
 from privet.privacy.plan_app import AppPlan, AppSubmission, resolve_app
-from privet.privacy.signed import SignedSubmission
 from privet.privacy.submission import Submission
 from privet.simulations.grid import LocalGrid
-from signed_ledgers import DATASET, DECLARED, declared, key_of, read
+from signed_house import ALICE, AUTHORITY, MODEL, OTHER, House, asked
+from signed_ledgers import DATASET, key_of
 from signers import NOW, Authority, Party
 
 Make = Callable[..., Submission]
-AUTHORITY = Authority("test")
-ALICE = AUTHORITY.party("tester")  # whom the submissions name
-OTHER = AUTHORITY.party("tester")  # the same name, another key
-MODEL = {"weight": np.zeros(3, dtype=np.float32)}
-
-
-class CountingTrainer:
-    """Counts what was asked of it."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def initial(self) -> dict[str, Array]:
-        self.asked += 1
-        return dict(MODEL)
-
-    def train(self, parameters: Parameters, draw: Draw) -> dict[str, Array]:
-        self.asked += 1
-        return dict(MODEL)
-
-    def evaluate(self, parameters: Parameters, draw: Draw) -> dict[str, float]:
-        self.asked += 1
-        return {}
-
-    def done(self) -> dict[str, str]:
-        return {}
-
-
-class House:
-    """An institution in a federation, whose node can be started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / "ledger.sqlite"
-        self.moment = NOW
-        self.pins: dict[str, str] = {}
-        self.trainer = CountingTrainer()
-        self.built = 0
-        book = declared(self._ledger(), size=1000)
-        book.ledger.close()
-        self.start()
-
-    def start(self) -> None:
-        self.operators = Operators(AUTHORITY.root_pem, "test", lambda: self.pins)
-        self.accounts = AccountBook(self._ledger())
-        self.node = Node(
-            name="hospital",
-            source=Path("/data"),
-            guard=Guard(self.accounts, DATASET, open_policy(self.folder)),
-            answers=Answers(self.folder / "answers"),
-            workshop=self._build,
-            clock=lambda: self.moment,
-            operators=self.operators,
-        )
-
-    def _ledger(self) -> Ledger:
-        clock = lambda: self.moment  # noqa: E731 - a clock that a test sets
-        return Ledger.open(self.path, purpose="deployment", owner="hospital", key=key_of(self.path), clock=clock)
-
-    def _build(self, submission: Submission, dataset: DeclaredDataset, source: Source) -> CountingTrainer:
-        self.built += 1
-        return self.trainer
-
-    @property
-    def entries(self) -> list[Entry]:
-        """What happened since the data set was declared, but for what the policy said (test_policy_traps.py)."""
-        found = read(self.path, "deployment", "hospital")
-        assert [entry.kind for entry in found[:3]] == DECLARED
-        return [entry for entry in found[3:] if entry.kind not in ("policy", "decision")]
-
-    @property
-    def kinds(self) -> list[str]:
-        return [entry.kind for entry in self.entries]
-
-    def refusal(self, request: Request) -> Refusal:
-        """The code; no task was built, no model made, nothing touched and nothing charged."""
-        before = (self.built, self.trainer.asked, self.kinds.count("charge"), self.kinds.count("begin"))
-        with pytest.raises(RefusedError) as caught:
-            self.node.answer(request)
-        assert (self.built, self.trainer.asked, self.kinds.count("charge"), self.kinds.count("begin")) == before
-        return caught.value.code
 
 
 @pytest.fixture
@@ -124,12 +36,6 @@ def house(tmp_path: Path) -> House:
 @pytest.fixture
 def submission(make_submission: Make) -> Submission:
     return make_submission(private=True)
-
-
-def asked(signed: SignedSubmission, number: int = 1, stage: str = "train") -> Request:
-    parameters = {} if stage == "initial" else MODEL
-    signature = {"signature": signed.signature, "certificates": signed.certificates}
-    return Request(stage, signed.submission, number, 1, parameters, **signature)  # type: ignore[arg-type]
 
 
 def test_what_was_checked_is_entered_right_before_the_charge(house: House, submission: Submission) -> None:
@@ -322,14 +228,14 @@ def test_run_that_costs_too_much_leaves_no_operator(house: House, make_submissio
 def test_deployment_without_operators_or_without_a_policy_is_a_mistake(house: House) -> None:
     answers, asking = Answers(house.folder), Guard(house.accounts, DATASET, open_policy(house.folder))
     with pytest.raises(ValueError, match="what operators signed"):
-        Node("hospital", Path("/data"), asking, answers, house._build)
+        Node("hospital", Path("/data"), asking, answers, house.build)
     with pytest.raises(ValueError, match="its policy permits"):
         Node(
             "hospital",
             Path("/data"),
             Guard(house.accounts, DATASET),
             answers,
-            house._build,
+            house.build,
             operators=house.operators,
         )
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from institution import PLAN
-from open_policy import permit_everything
+from open_policy import EVERYTHING, permit_everything
 from parties import Federation, make_federation
 from privet.client.link import Asked
 from privet.client.party import MOST_SEATS, NodeParty
 from privet.client.state import Orders
 from privet.privacy.budget.accounts import AccountBook
+from privet.privacy.budget.approvals import say
 from privet.privacy.budget.book import DeclaredDataset
 from privet.privacy.budget.ledger import Entry
 from privet.privacy.budget.witness import Head, Witness, head_text
@@ -195,3 +196,50 @@ def test_too_many_runs_are_told_to_come_later(party: NodeParty) -> None:
     for number in range(MOST_SEATS):
         assert put(party, Question("train", f"run-{number}")).refusal == Refusal.MALFORMED_REQUEST
     assert put(party, Question("train", "one-more")).refusal == Refusal.PAUSED
+
+
+STEWARD = """
+@id("needs-steward") @approval("data-steward")
+forbid (principal, action in Action::"participate", resource)
+unless { context.approvals.contains("data-steward") };
+"""
+
+
+def test_presence_is_another_whenever_a_refusal_may_have_become_a_permission(
+    party: NodeParty, home: Home, book: AccountBook, signed: SignedSubmission
+) -> None:
+    """So that the server asks again. It is a random word: the server learns nothing of the policy by it."""
+    seen = {party.presence().revision}
+    assert not party.look(), "nothing has changed"
+
+    def is_another() -> bool:
+        changed, revision = party.look(), party.presence().revision
+        is_new = revision not in seen
+        seen.add(revision)
+        return changed and is_new
+
+    home.policy.write_text(STEWARD + EVERYTHING)
+    assert is_another()
+    assert put(party, Question(words.DESCRIBE, signed=signed)).refusal == "approval-pending: needs-steward"
+    assert not is_another(), "that somebody is asked changes no decision"
+    assert [(one.run, roles) for one, roles in party.pending] == [("run-1", ("data-steward",))]
+    say(book, "run-1", "data-steward", "approved", "agreed")
+    assert is_another()
+    assert party.pending == ()
+    assert put(party, Question(words.DESCRIBE, signed=signed)).refusal is None
+    home.settings.write_text(f'[operators]\nalice = "{"a" * 64}"\n')
+    assert is_another()
+    home.policy.write_text(EVERYTHING)
+    assert is_another()
+    home.policy.write_text("permit (")
+    assert not is_another(), "what is no policy replaces none"
+
+
+@pytest.mark.parametrize(("disclose", "told"), [("full", ": no rule permits it"), ("rule", ""), ("none", "")])
+def test_policy_that_is_none_permits_nothing_and_its_path_stays_here(
+    party: NodeParty, home: Home, signed: SignedSubmission, disclose: str, told: str
+) -> None:
+    home.settings.write_text(f'[policy]\ndisclose = "{disclose}"\n')
+    home.policy.unlink()
+    party.look()
+    assert put(party, Question(words.DESCRIBE, signed=signed)).refusal == f"policy-denied{told}"

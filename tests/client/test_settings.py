@@ -1,13 +1,25 @@
 """node.toml: read with precise errors, and changed by commands without harm to what a person wrote there."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from privet.client.join_cli import _TEMPLATE as TEMPLATE
 from privet.client.operator_cli import allow, distrust, trust
-from privet.client.settings import SETTINGS_BYTES, NodeSettings, allow_app, pin, unpin
+from privet.client.peer_cli import distrust_peer, trust_peer
+from privet.client.settings import (
+    SETTINGS_BYTES,
+    HeldSettings,
+    NodeSettings,
+    allow_app,
+    pin,
+    pin_peer,
+    unpin,
+    unpin_peer,
+)
 from privet.privacy.errors import UsageError
 
 KEY, OTHER = "ab" * 32, "0123456789abcdef" * 4
@@ -247,6 +259,50 @@ def test_commands_say_who_is_listened_to(
     assert NodeSettings.read(tmp_path / "node.toml").apps["quickstart"].client_app == "quickstart.client_app:app"
 
 
+def test_commands_say_which_peers_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PRIVET_HOME", str(tmp_path))
+    counted = "only parties pinned by the institution count"
+    trust_peer("st-marys", KEY.upper())
+    assert capsys.readouterr().out == f"peer st-marys pinned\n{counted}: st-marys\n"
+    trust_peer("st-marys", OTHER)
+    assert capsys.readouterr().out == f"peer st-marys pinned, in place of key {KEY}\n{counted}: st-marys\n"
+    distrust_peer("st-marys")
+    assert capsys.readouterr().out == "peer st-marys is not pinned any more\ncoordinator trusted to name parties\n"
+    with pytest.raises(UsageError, match="peer 'st-marys' is not pinned; pinned: nobody"):
+        distrust_peer("st-marys")
+
+
+def test_peers_and_operators_are_pinned_apart(tmp_path: Path) -> None:
+    """In the file that `privet join` writes, whose sections of peers and policy are comments."""
+    path = tmp_path / "node.toml"
+    path.write_bytes(TEMPLATE.read_bytes())
+    assert NodeSettings.read(path) == NodeSettings()
+    pin(path, "alice", KEY)
+    pin_peer(path, "alice", OTHER)
+    assert NodeSettings.read(path).operators == {"alice": KEY}
+    assert NodeSettings.read(path).peers == {"alice": OTHER}
+    unpin(path, "alice")
+    assert NodeSettings.read(path).peers == {"alice": OTHER}
+    unpin_peer(path, "alice")
+    assert NodeSettings.read(path) == NodeSettings()
+    with pytest.raises(UsageError, match="a peer's name has"):
+        pin_peer(path, "St Mary's", KEY)
+    with pytest.raises(UsageError, match="a fingerprint has"):
+        pin_peer(path, "st-marys", KEY[:-1])
+
+
+def test_sections_of_the_template_are_what_a_node_reads(tmp_path: Path) -> None:
+    """Each commented line that is TOML, taken in."""
+    path = tmp_path / "node.toml"
+    text = re.sub(r"(?m)^# (\[.+\]|[a-z-]+ = .+)$", r"\1", TEMPLATE.read_text())
+    path.write_text(text.replace("0123456789abcdef...", KEY))
+    found = NodeSettings.read(path)
+    assert (found.operators, found.peers) == ({"alice": KEY}, {"st-marys": KEY})
+    assert (found.policy.disclose, found.policy.time_zone, found.node.threads) == ("rule", "Europe/Berlin", 4)
+
+
 def test_config_of_an_app_is_written_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "node.toml"
     config = {"partition-id": 0, "folder": 'a "b" \\ é', "is-large": True, "share": 0.5}
@@ -265,3 +321,38 @@ def test_config_that_no_plan_could_hold_is_refused(tmp_path: Path, config: dict[
     with pytest.raises(UsageError, match="config"):
         allow_app(tmp_path / "node.toml", "quickstart", "a:app", config)
     assert not (tmp_path / "node.toml").exists()
+
+
+PINS = f'[operators]\nalice = "{KEY}"\n[peers]\nst-marys = "{OTHER}"\n'
+
+
+def test_settings_hold_where_the_file_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(PINS)
+    settings = HeldSettings(path)
+    pinned = settings.look()
+    path.unlink()
+    assert settings.look() == settings.look() == pinned
+
+
+@pytest.mark.parametrize("left", ["", f'[peers]\nst-marys = "{OTHER}"\n', f'[operators]\nalice = "{KEY}"\n'])
+def test_pins_are_gone_when_the_file_says_so_twice(tmp_path: Path, left: str) -> None:
+    """An editor that writes in place empties the file first, and a node that looks then must not let everybody in."""
+    path = tmp_path / "node.toml"
+    path.write_text(PINS)
+    settings = HeldSettings(path)
+    pinned = settings.look()
+    path.write_text(left)
+    assert settings.look() == pinned
+    assert settings.look() == NodeSettings.read(path) != pinned
+    path.write_text(PINS)
+    assert settings.look() == pinned
+
+
+def test_pin_that_is_changed_holds_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(PINS)
+    settings = HeldSettings(path)
+    settings.look()
+    pin(path, "alice", OTHER)
+    assert settings.look().operators == {"alice": OTHER}

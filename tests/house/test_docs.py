@@ -91,7 +91,7 @@ def named(path: Path) -> str:
 def commands_in(text: str) -> Iterator[str]:
     """`privet …` in code spans, and in the lines of code blocks without what a shell takes for a comment."""
     yield from re.findall(r"`(privet(?: [^`]*)?)`", text)
-    for line in text.splitlines():
+    for line in re.sub(r" \\\n +", " ", text).splitlines():  # a line that goes on is one
         if line.startswith(("    privet ", "    .venv/bin/privet ")):
             yield line.strip().removeprefix(".venv/bin/").split(" #")[0]
 
@@ -132,9 +132,12 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
     assert problem_of_command("privet simulat") == "no command 'simulat'"
     assert problem_of_command("privet simulate --sett a=b") == "no option --sett"
     assert problem_of_command("privet simulate --set privacy.epsilon=1") is None
-    assert list(commands_in("a `privet tasks` b\n    privet plan new p.toml   # why\n")) == [
+    assert list(
+        commands_in("a `privet tasks` b\n    privet plan new p.toml   # why\n    privet a \\\n        --b\n")
+    ) == [
         "privet tasks",
         "privet plan new p.toml  ",
+        "privet a --b",
     ]
 
 

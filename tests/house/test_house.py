@@ -42,6 +42,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "server/replies.py",
         "server/serving.py",
         "server/stream.py",
+        "server/roll_call.py",
         "server/run_grid.py",
         "server/strategies.py",
         "server/witnesses.py",
@@ -65,7 +66,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "client/join.py",
     ),
     "dp_accounting": ("privacy/budget/accounting.py",),
-    "sqlalchemy": ("server/database.py", "server/members.py", "server/run_book.py"),
+    "sqlalchemy": ("server/database.py", "server/members.py", "server/projects.py", "server/run_book.py"),
     "sqlite3": ("privacy/budget/ledger.py", "privacy/audit/reading.py", "server/database.py"),
 }
 # What flwr keeps internal may move with any release: one file touches it.

@@ -1,6 +1,9 @@
 """The deployment as its people use it: real processes, real certificates, three institutions on loopback."""
 
+import contextlib
+import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +13,7 @@ from channel import wait_for
 from deployment import Deployment, Party, Process, deployment
 from digit_shares import arrays_in, write_shares
 from privet.privacy.plan_file import read_plan
+from privet.server.decision_log import read_decisions
 
 PLAN = """
 [run]
@@ -95,6 +99,9 @@ def hearts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hearts]:
             limits = ("--epsilon", "4", "--delta", "1e-4")
             wards[name].privet("dataset", "add", "ward7", "--path", str(path), *declared, *limits)
             wards[name].privet("dataset", "add", "open", "--path", str(other), *declared, *limits, "--allow-none")
+        for other in sorted(wards)[1:]:
+            fingerprint = wards[other].told("node", "status")["key_fingerprint"]
+            wards[sorted(wards)[0]].privet("node", "trust-peer", other, fingerprint)
         hearts = Hearts(made, server, wards, plan, open_plan)
         started = {name: ward.start("node", fresh=True) for name, ward in wards.items()}
         for process in started.values():
@@ -118,6 +125,16 @@ def test_private_run_charges_every_institution_its_claim(hearts: Hearts, private
     for ward in hearts.wards.values():
         accounts = {account["account"]: account for account in ward.told("budget", "show")}
         assert 2.9 < float(accounts["ward7"]["epsilon_spent"]) <= 3.0
+
+
+def test_every_node_checks_with_whom_it_trains(hearts: Hearts, private_run: dict[str, object]) -> None:
+    """The first has pinned the others, who have pinned nobody."""
+    for place, name in enumerate(sorted(hearts.wards)):
+        with contextlib.closing(sqlite3.connect(hearts.wards[name].home / "ledger.sqlite")) as connection:
+            bodies = [json.loads(body) for (body,) in connection.execute("SELECT body FROM entries ORDER BY sequence")]
+        [trained, *_] = [body for body in bodies if body.get("action") == "train"]
+        cohort = json.loads(trained["facts"])["context"]["cohort"]
+        assert cohort == {"told": 3, "parties": 3, "arePinned": place == 0}
 
 
 def test_run_above_what_is_left_is_refused_with_its_code(hearts: Hearts, private_run: dict[str, object]) -> None:
@@ -186,6 +203,25 @@ def test_paused_node_is_shown_and_left_out(hearts: Hearts) -> None:
     ward.privet("node", "resume")
     wait_for(lambda: not hearts.listed("node-2")["is_paused"], "the node takes part again")
     assert not process.has_ended_within(0)
+
+
+def test_run_of_a_project_asks_the_projects_nodes_alone(hearts: Hearts) -> None:
+    """While the server runs: the project begins, and everything that was decided of it is in the log."""
+    hearts.coordinator.privet("federation", "project", "add", "study", "--node", "node-1", "--node", "node-3")
+    refused = hearts.coordinator.privet("run", "submit", str(hearts.open_plan), "--set", "run.project='study'", code=3)
+    assert "forbidden by rule projects-are-steered-by-their-operators" in refused
+    hearts.coordinator.privet("federation", "project", "add", "study", "--operator", "coordinator")
+    page = hearts.deployment.follow(hearts.deployment.submit(hearts.open_plan, "run.project='study'"))
+    forbidden = "forbidden by rule projects-are-joined-by-their-nodes"
+    assert (page["project"], page["not_asked"]) == ("study", {"node-2": f"the server's policy: {forbidden}"})
+    assert set(page["participations"]) == {"node-1", "node-3"}
+    decided = [line for line, _ in read_decisions(hearts.coordinator.home / "federation" / "decisions.jsonl")]
+    of_the_run = [line for line in decided if line["resource"] == f"Run::{page['run_id']}"]
+    assert {(line["principal"], line["verdict"]) for line in of_the_run if line["action"] == "joinRun"} == {
+        ("Node::node-1", "permitted"),
+        ("Node::node-2", "denied"),
+        ("Node::node-3", "permitted"),
+    }
 
 
 def test_node_list_and_status_tell_how_the_nodes_stand(hearts: Hearts) -> None:

@@ -192,7 +192,7 @@ def test_ledger_and_audit_name_the_app_with_its_operator(
     [coordinator] = [one for one in shown["members"] if one["name"] == "coordinator"]
     assert f"app plain: run {plain_run['run_id']} of coordinator: made no claim" in audited
     assert f"operator coordinator: 1 run, key {coordinator['key_fingerprint']}" in audited
-    assert "holds: 5 entries" in audited
+    assert "holds: 7 entries" in audited
 
 
 def test_privet_has_no_model_of_an_app(meadow: Meadow, plain_run: dict[str, Any], tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from fake_nodes import FakeNode
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from privet.privacy.channel import words
 from privet.privacy.channel.flower import RunNotRunningException
 from privet.privacy.errors import UsageError
 from privet.server.app_grid import AppGrid
@@ -23,7 +24,7 @@ class Asked:
         self.now = 0.0
         self.noted: list[tuple[int, str]] = []
         self.under = LocalRunGrid([FakeNode("north"), FakeNode("south"), FakeNode("west")], fault=fault)
-        self.grid = AppGrid(self.under, lambda node, code: self.noted.append((node, code)), lambda: self.now)
+        self.grid = AppGrid(self.under, lambda node, why: self.noted.append((node, why.text)), lambda: self.now)
 
     def message(self, node: int, ttl: float = 60.0, **records: ConfigRecord) -> Message:
         made = Message(RecordDict(dict(records)), node, "query.none", ttl=ttl)
@@ -75,6 +76,15 @@ def test_nobody_waits_longer_than_the_last_message_lives(timeout: float | None, 
     grid = AppGrid(under, lambda node, code: None, lambda: asked.now)
     grid.send_and_receive([asked.message(100, 3.0), asked.message(101, 9.0)], timeout=timeout)
     assert under.waited == seconds
+
+
+def test_refusal_is_noted_with_what_the_institution_discloses() -> None:
+    def refuse(request: Message, reply: Message) -> Message:
+        return Message(Error(words.REFUSED, "approval-pending: needs-steward"), reply_to=request)
+
+    asked = Asked(refuse)
+    asked.grid.send_and_receive([asked.message(100)])
+    assert asked.noted == [(100, "approval-pending: needs-steward")]
 
 
 def test_answer_that_was_pulled_does_not_expire() -> None:

@@ -20,11 +20,11 @@ from privet.privacy.channel.identities import IdentityKey, Role
 from privet.privacy.channel.services import callable_of
 from privet.privacy.errors import ChannelError, UsageError
 from privet.privacy.plan import Plan
-from privet.privacy.signed import sign
+from privet.privacy.signed import SignedSubmission, sign
 from privet.privacy.submission import Submission, resolve
 from privet.server import control as control_module
 from privet.server.control import Control
-from privet.server.gate import RULES
+from privet.server.questions import METHODS as QUESTIONS
 from privet.server.run_record import RunState
 from privet.server.runs import TRAINING
 from run_grids import PATIENCE, LocalRunGrid, ended, three
@@ -70,10 +70,10 @@ def call(office: Office, member: Any, method: str) -> None:
 # ---- who may call what ----
 
 
-def test_every_method_has_a_rule_and_a_place_in_these_tests() -> None:
+def test_every_method_is_a_question_and_has_a_place_in_these_tests() -> None:
     assert set(METHODS) == READING | CHANGING
     for method in METHODS:
-        assert RULES[f"/privet.v1.Control/{method}"]
+        assert QUESTIONS[f"/privet.v1.Control/{method}"]
 
 
 @pytest.mark.parametrize("role", [Role.NODE, Role.AUDITOR, Role.OPERATOR])
@@ -91,13 +91,74 @@ def test_each_role_may_call_what_it_may_and_nothing_else(
             except grpc.RpcError as error:
                 status = error.code()
         assert (status is grpc.StatusCode.PERMISSION_DENIED) is not may, method
-        assert (f"spiffe://hearts/{role}/somebody may not call {method}" in caplog.text) is not may
+        assert (f"spiffe://hearts/{role}/somebody: somebody may not" in caplog.text) is not may
 
 
-def test_refused_caller_gets_one_sentence_and_a_remedy(office: Office) -> None:
+def test_refused_caller_gets_one_sentence_and_a_remedy(office: Office, make_plan: MakePlan) -> None:
     auditor = office.client(office.member("dpo", Role.AUDITOR))
-    with pytest.raises(ChannelError, match="spiffe://hearts/auditor/dpo may not call Stop"):
+    hand_in(office, make_plan())
+    with pytest.raises(ControlError) as error:
         auditor.stop("run-1")
+    assert error.value.message == "dpo may not stop run run-1: no rule permits it"
+    assert error.value.remedy == "ask the coordinator; privet policy explain at the server says more"
+    assert error.value.exit_code == 3
+
+
+def test_run_of_a_project_is_its_members_alone(office: Office, make_plan: MakePlan) -> None:
+    """By the rules that ship: others may look, and that is all."""
+    alice, bob, now = office.member("alice"), office.member("bob"), datetime.now(UTC)
+    office.projects.add("heart-failure", now, operators=["alice"])
+    plan = make_plan("run.project='heart-failure'")
+    signed = sign(submission_of(plan, "bob", "run-2"), bob.key, bob.chain)
+    forbidden = "forbidden by rule projects-are-steered-by-their-operators"
+    with pytest.raises(ControlError, match=f"bob may not submit run run-2: {forbidden}"):
+        office.client(bob).submit(signed)
+    page = office.client(alice).submit(sign(submission_of(plan), alice.key, alice.chain))
+    assert page["project"] == "heart-failure"
+    ended(office.runs, "run-1")
+    for refused in (
+        office.client(bob).resume,
+        office.client(bob).stop,
+        lambda run: list(office.client(bob).model(run)),
+    ):
+        with pytest.raises(ControlError, match=forbidden):
+            refused("run-1")
+    assert [(run["run_id"], run["project"]) for run in office.client(bob).runs()] == [("run-1", "heart-failure")]
+    office.projects.add("heart-failure", now, operators=["bob"])
+    assert list(office.client(bob).model("run-1"))
+
+
+def test_project_that_there_is_not_is_an_error_that_names_the_nearest(
+    office: Office, alice: ControlClient, make_plan: MakePlan
+) -> None:
+    office.projects.add("heart-failure", datetime.now(UTC), operators=["alice-run-1"])
+    with pytest.raises(ControlError, match=r"no project heart-failures; did you mean heart-failure\?") as error:
+        hand_in(office, make_plan("run.project='heart-failures'"))
+    assert error.value.exit_code == 2
+    assert alice.runs() == []
+
+
+def test_change_of_the_policy_holds_at_the_next_call(office: Office, alice: ControlClient) -> None:
+    path = office.federation.home.policy
+    shipped = path.read_text()
+    assert alice.runs() == []
+    path.write_text(
+        shipped.replace('permit (principal is Operator, action in Action::"read"', "forbid (principal, action")
+    )
+    with pytest.raises(ControlError, match="alice may not list the runs: forbidden by rule operators-read"):
+        alice.runs()
+    path.write_text(shipped)
+    assert alice.runs() == []
+
+
+def test_submission_that_cannot_be_read_is_an_error_for_an_operator_and_a_denial_for_others(office: Office) -> None:
+    operator, auditor = office.member("alice"), office.member("dpo", Role.AUDITOR)
+    unread = SignedSubmission(b"{", b"", b"")
+    with pytest.raises(ControlError) as error:
+        office.client(operator).submit(unread)
+    assert error.value.exit_code == 2
+    with pytest.raises(ControlError, match="dpo may not submit what it sent: no rule permits it"):
+        office.client(auditor).submit(unread)
 
 
 def test_submission_that_another_operator_signed_is_refused(office: Office, make_plan: MakePlan) -> None:
@@ -202,9 +263,11 @@ def test_follower_is_woken_when_a_waiting_run_is_stopped(tmp_path: Path, make_pl
             kinds.append(view["event"]["kind"] if "event" in view else "")
             if kinds[-1] == "waiting":
                 assert alice.stop("run-1")["state"] in ("stopping", "stopped")
-        assert [kind for kind in kinds if kind] == ["submitted", "waiting", "stopping", "stopped"]
+        told = [kind for kind in kinds if kind and kind != "roll"]
+        assert told == ["submitted", "waiting", "stopping", "stopped"]
         assert alice.resume("run-1")["state"] in ("submitted", "waiting")
-        assert office.runs.book.events("run-1")[4].body == {"by": "alice"}
+        again = [event for event in office.runs.book.events("run-1") if event.kind == "submitted"][1]
+        assert again.body == {"by": "alice"}
 
 
 def test_private_run_shows_charged_and_executed_with_delta_unit_and_relation(

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -157,6 +157,77 @@ def test_run_that_waits_for_nodes_can_be_stopped(server: Server, join: Join, cou
     thread.join(0.1)
     grid.stop()
     assert ended.wait(LONG)
+
+
+def changes(grid: GrpcGrid) -> tuple[threading.Thread, Callable[[], bool]]:
+    """A thread that waits for other revisions than those of now, and whether it still does."""
+    seen = grid.revisions()
+
+    def wait() -> None:
+        with suppress(InterruptedRunError):
+            grid.wait_for_revisions(seen, LONG)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+
+    def is_waiting() -> bool:
+        waiting.join(0.1)
+        return waiting.is_alive()
+
+    return waiting, is_waiting
+
+
+def test_waiting_for_a_changed_mind_ends_when_a_node_tells_another_revision(server: Server, join: Join) -> None:
+    party, grid = EchoParty(echo), grid_of(server)
+    node = join("a", party=party)
+    waiting, is_waiting = changes(grid)
+    party.tasks = {**party.tasks, "more": "1"}  # another offer is no other mind
+    node.link.tell_presence()
+    assert is_waiting()
+    party.revision = "another"
+    node.link.tell_presence()
+    waiting.join(LONG)
+    assert not waiting.is_alive()
+    assert list(grid.revisions().values()) == ["another"]
+
+
+def test_waiting_for_a_changed_mind_ends_when_a_node_comes_or_resumes(server: Server, join: Join) -> None:
+    party, grid = EchoParty(echo), grid_of(server)
+    party.is_paused = True
+    node = join("a", party=party)
+    waiting, is_waiting = changes(grid)
+    assert is_waiting()
+    party.is_paused = False
+    node.link.tell_presence()
+    waiting.join(LONG)
+    assert not waiting.is_alive()
+    waiting, _ = changes(grid)
+    join("b")
+    waiting.join(LONG)
+    assert not waiting.is_alive()
+
+
+def test_waiting_for_a_changed_mind_ends_in_time_and_when_stopped(server: Server, join: Join) -> None:
+    join("a")
+    grid = grid_of(server)
+    grid.wait_for_revisions(grid.revisions(), 0.05)
+    waiting, is_waiting = changes(grid)
+    assert is_waiting()
+    grid.stop()
+    with pytest.raises(InterruptedRunError):
+        grid.wait_for_revisions({}, LONG)
+    waiting.join(LONG)
+    assert not waiting.is_alive()
+
+
+def test_rest_is_as_long_as_it_is_asked_for_and_ends_when_stopped(server: Server) -> None:
+    grid, began = grid_of(server), time.monotonic()
+    grid.rest(0.1)
+    assert time.monotonic() - began >= 0.1
+    threading.Timer(0.05, grid.stop).start()
+    with pytest.raises(InterruptedRunError):
+        grid.rest(LONG)
+    assert time.monotonic() - began < LONG
 
 
 def test_run_that_waits_for_answers_can_be_stopped(server: Server, join: Join) -> None:

@@ -29,7 +29,7 @@ def joined(
 
 def peer_in(chain: bytes) -> Peer:
     said = Certificate.of_der(head_of(chain))
-    return Peer(said.identity, said.serial, said.key_fingerprint, said.not_after, "TLSv1.3")
+    return Peer(said.identity, said.serial, said.key_fingerprint, said.not_before, said.not_after, "TLSv1.3")
 
 
 def now() -> float:

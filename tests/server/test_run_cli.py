@@ -24,6 +24,7 @@ from privet.privacy.submission import Submission, resolve
 from privet.server.control import Control
 from privet.server.run_cli import _handed_in
 from privet.server.run_record import RunState
+from privet.server.run_text import event_line
 from privet.server.run_watch import Watching, followed
 from rich.console import Console
 from run_grids import PATIENCE, LocalRunGrid, ended, three
@@ -218,8 +219,8 @@ def test_auditor_may_look_and_not_touch(desk: Desk) -> None:
         assert desk.type(line)[0] == 0
     for line in (f"run stop {run_id}", f"run resume {run_id}", f"run model {run_id} -o m.safetensors"):
         code, _, err = desk.type(line)
-        assert code == 1
-        assert "spiffe://hearts/auditor/dpo may not call" in err
+        assert code == 3
+        assert f"run {run_id}: no rule permits it" in err
     code, _, err = desk.type("run submit PLAN")
     assert (code, err.splitlines()[0]) == (2, "error: spiffe://hearts/auditor/dpo is no operator")
     assert not Path("m.safetensors").exists()
@@ -229,8 +230,7 @@ def test_auditor_may_look_and_not_touch(desk: Desk) -> None:
 def test_node_may_not_even_look(desk: Desk) -> None:
     desk.sit("st-marys", Role.NODE)
     code, _, err = desk.type("run list")
-    assert code == 1
-    assert "spiffe://hearts/node/st-marys may not call Runs" in err
+    assert (code, err.splitlines()[0]) == (3, "error: st-marys may not list the runs: no rule permits it")
 
 
 def test_model_is_never_written_over_a_file_unless_forced(desk: Desk) -> None:
@@ -423,9 +423,11 @@ def test_terminal_shows_round_cohort_accuracy_epsilon_bytes_and_who_dropped() ->
         notice("round-begun", cohort=["node-1", "node-2", "node-3"]),
         notice("answer", node="node-1", bytes=280, seconds=0.1),
         notice("missed", node="node-3", code="budget-exhausted"),
+        notice("missed", node="node-4", code="policy-denied", disclosed="office-hours"),
     ]
     out = shown(True, views)
     assert "round 7: node-3 budget-exhausted" in out
+    assert "round 7: node-4 policy-denied: office-hours" in out
     assert "round 6 of 20" in out
     assert "1 of 3 answered; accuracy 0.9100; " in out
     assert f"epsilon charged 3.00, executed 1.62 {LIMIT}" in out
@@ -449,6 +451,23 @@ def test_without_a_terminal_each_event_is_a_line_and_nothing_is_in_passing() -> 
         f"charged 3.00, executed 1.62 (node-1) {LIMIT}",
         "2026-11-22T12:00:00.000Z  round 7: 2 answered in 1.2 s; accuracy 0.9000; missing: node-3 no-answer",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "told"),
+    [
+        ("refused", {"node": "b", "code": "policy-denied", "disclosed": "office-hours"},
+         "no answer from b: policy-denied: office-hours"),
+        ("refused", {"node": "b", "code": "no-answer", "disclosed": ""}, "no answer from b: no-answer"),
+        ("waits", {"nodes": {"c": "approval-pending: needs-steward"}},
+         "waits for: c approval-pending: needs-steward"),
+        ("waits", {"nodes": {}}, "waits for nobody any more"),
+        ("roll", {"members": ["a"], "refused": {"b": "policy-denied: office-hours"}, "not_asked": {}},
+         "takes part: a; refused: b policy-denied: office-hours"),
+    ],
+)  # fmt: skip
+def test_reason_of_a_node_is_told_as_its_institution_lets_it_be(kind: str, body: dict[str, Any], told: str) -> None:
+    assert event_line({"time": "t", "kind": kind, "body": body}) == f"t  {told}"
 
 
 def test_text_of_a_node_is_no_markup() -> None:

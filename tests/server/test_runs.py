@@ -25,6 +25,8 @@ from privet.privacy.submission import Submission
 from privet.server import runs as runs_module
 from privet.server.run_job import Job
 from privet.server.run_record import RunState
+from privet.server.run_text import page_lines
+from privet.server.run_views import page_of
 from privet.server.runs import TRAINING, Runs
 from privet.server.training_run import TrainingRuns
 from run_grids import CERTIFICATES, PATIENCE, LocalRunGrid, ended, handed_in, runs_in, three
@@ -169,6 +171,73 @@ def test_roll_is_told_again_only_when_it_has_changed(make: Make, tmp_path: Path)
     assert ended(runs, "run-1") is RunState.FINISHED
     [roll] = [event.body for event in runs.book.events("run-1") if event.kind == "roll"]
     assert roll == {"members": ["node-1", "node-2"], "refused": {"node-3": "paused"}, "not_asked": {}}
+
+
+def waiting(tmp_path: Path, make: Make) -> tuple[Runs, LocalRunGrid]:
+    """A run that lacks a node whose approval is pending."""
+    careful = FakeNode("node-2", describe=lambda _: "approval-pending: needs-steward")
+    grid = LocalRunGrid([FakeNode("node-1"), careful])
+    runs = runs_in(tmp_path, lambda: grid)
+    seen = threading.Event()
+
+    def look() -> None:
+        if runs.book.record("run-1").standing.get("waits_for") and runs.book.record("run-1").state == "waiting":
+            seen.set()
+
+    runs.notices.look_on("run-1", look)
+    runs.submit(handed_in(make()), "tester")
+    assert seen.wait(PATIENCE)
+    return runs, grid
+
+
+def test_run_that_waits_for_a_person_says_for_whom_and_goes_on(make: Make, tmp_path: Path) -> None:
+    runs, grid = waiting(tmp_path, make)
+    page = page_of(runs.book, runs.book.record("run-1"))
+    assert page["state"] == "waiting"
+    assert page["waits_for"] == page["refused"] == {"node-2": "approval-pending: needs-steward"}
+    assert "waits for: node-2 approval-pending: needs-steward" in page_lines(page)
+    grid.revise("node-2", describe=None)
+    assert ended(runs, "run-1") is RunState.FINISHED
+    assert page_of(runs.book, runs.book.record("run-1"))["waits_for"] == {}
+    told = [(event.kind, event.body.get("nodes")) for event in runs.book.events("run-1")]
+    assert [kind for kind, _ in told if kind in list(RunState)] == [
+        *("submitted", "waiting", "running", "waiting", "running", "finished")
+    ]
+    assert [nodes for kind, nodes in told if kind == "waits"] == [{"node-2": "approval-pending: needs-steward"}, {}]
+
+
+def test_node_that_words_its_refusal_anew_each_time_does_not_fill_the_book(make: Make, tmp_path: Path) -> None:
+    said = list[str]()
+
+    def describe(_: Message) -> str:
+        said.append(f"approval-pending: rule-{len(said)}" if len(said) < 20 else "")
+        if said[-1]:
+            grid.revise("node-2")
+        return said[-1]
+
+    grid = LocalRunGrid([FakeNode("node-1"), FakeNode("node-2", describe=describe)])
+    runs = runs_in(tmp_path, lambda: grid)
+    runs.submit(handed_in(make()), "tester")
+    assert ended(runs, "run-1") is RunState.FINISHED
+    assert len(said) == 21
+    kinds = [event.kind for event in runs.book.events("run-1")]
+    assert (kinds.count("roll"), kinds.count("waits")) == (2, 2)
+
+
+def test_operator_stops_a_run_that_waits_for_a_person(make: Make, tmp_path: Path) -> None:
+    runs, _ = waiting(tmp_path, make)
+    runs.stop("run-1")
+    assert ended(runs, "run-1") is RunState.STOPPED
+
+
+def test_run_that_waits_for_a_person_goes_on_waiting_after_a_restart(make: Make, tmp_path: Path) -> None:
+    runs, _ = waiting(tmp_path, make)
+    runs.close()
+    assert runs.book.record("run-1").state is RunState.WAITING
+    again = runs_in(tmp_path, lambda: LocalRunGrid([FakeNode("node-1"), FakeNode("node-2")]))
+    again.start()
+    assert ended(again, "run-1") is RunState.FINISHED
+    assert page_of(again.book, again.book.record("run-1"))["waits_for"] == {}
 
 
 def test_nodes_are_shown_the_signature_under_the_names_in_their_certificates(make: Make, tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def ask() -> Iterator[Ask]:
         ({"clock": 0.0}, "the clock of st-marys differs"),
         ({"presence": pb.Presence(apps=["a\nb"])}, "offers what cannot be read"),
         ({"presence": pb.Presence(apps=["a" * 201])}, "offers what cannot be read"),
+        ({"presence": pb.Presence(revision="r" * 201)}, "offers what cannot be read"),
+        ({"presence": pb.Presence(revision="\x1b[2J")}, "offers what cannot be read"),
         ({"presence": pb.Presence(apps=["a"] * 2001)}, "offers what cannot be read"),
         ({"presence": pb.Presence(tasks=[pb.TaskOffer(name="t", version="\x1b[31m")])}, "offers what cannot be read"),
     ],
@@ -128,10 +130,11 @@ def test_clock_ten_minutes_off_is_told_in_seconds(connect: Connect, caplog: pyte
 
 
 def test_node_is_shown_with_what_it_said_and_by_the_name_in_its_certificate(connect: Connect, server: Server) -> None:
-    presence = pb.Presence(tasks=[pb.TaskOffer(name="digits", version="3")], apps=["hello"])
+    presence = pb.Presence(tasks=[pb.TaskOffer(name="digits", version="3")], apps=["hello"], revision="a1")
     node = connect("charite").welcomed(version="9.9", presence=presence)
     (view,) = server.hub.nodes()
     assert (view.name, view.version, view.tasks, view.apps) == ("charite", "9.9", {"digits": "3"}, ("hello",))
+    assert view.revision == "a1"
     node.send(pb.Frame(presence=pb.Presence(is_paused=True)))
     wait_for(lambda: server.hub.nodes()[0].is_paused, "the new presence")
     node.send(pb.Frame(presence=pb.Presence(apps=["\n"])))

@@ -24,6 +24,7 @@ from privet.server.gate import Gate, peer
 from privet.server.link import Hub, HubOptions
 from privet.server.streams_service import streams_handlers
 from privet.server.witnesses import Witnesses
+from server_policy import shipped_policy
 
 FEDERATION = "hearts"
 
@@ -147,7 +148,9 @@ class Server:
         return hub
 
     async def _start(self) -> None:
-        self._server = grpc.aio.server(interceptors=[Gate(self.roll)], options=list(GRPC_OPTIONS))
+        self._server = grpc.aio.server(
+            interceptors=[Gate(self.roll, shipped_policy(self.authority.federation))], options=list(GRPC_OPTIONS)
+        )
         self._server.add_generic_rpc_handlers((streams_handlers(self.hub, peer),))
         credentials = server_credentials(lambda: self._presented)
         self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
@@ -164,6 +167,7 @@ class EchoParty:
         self._reply = reply
         self.tasks = tasks if tasks is not None else {"digits": "1"}
         self.is_paused = False
+        self.revision = ""
         self.asked: list[Asked] = []
         self.dropped: list[bytes] = []
         self.countersigned: list[str] = []
@@ -172,7 +176,7 @@ class EchoParty:
         self._told = threading.Condition()
 
     def presence(self) -> Presence:
-        return Presence(self.is_paused, self.tasks, ())
+        return Presence(self.is_paused, self.tasks, (), self.revision)
 
     def take(self, asked: Asked) -> None:
         self.asked.append(asked)

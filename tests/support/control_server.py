@@ -8,13 +8,19 @@ from typing import Any
 
 from parties import make_federation
 from privet.privacy.channel.control_client import ControlClient
-from privet.privacy.channel.credentials import peer_of
 from privet.privacy.channel.dial import dial
 from privet.privacy.channel.identities import Role
 from privet.privacy.channel.member import Member
+from privet.privacy.policy.policy_file import PolicyFile
 from privet.privacy.signed import verified
 from privet.server.control import Control, control_handler
+from privet.server.database import open_database
+from privet.server.decision_log import DecisionLog
 from privet.server.enrolment import membership_handlers
+from privet.server.gate import Gate, peer
+from privet.server.policy import HeldRules, ServerPolicy
+from privet.server.projects import Projects
+from privet.server.questions import Questions
 from privet.server.runs import Runs
 from run_grids import PATIENCE, runs_in
 
@@ -29,7 +35,12 @@ class Office:
         self.runs: Runs = runs_in(
             folder / "server", check=lambda signed: verified(signed, root, name, datetime.now(UTC)), **changes
         )
-        self.control = service(self.runs, self, self, lambda context: peer_of(context.auth_context()))
+        home, members = self.federation.home, self.federation.members
+        self.projects = Projects(open_database(f"sqlite:///{folder / 'server' / 'server.sqlite'}"))
+        questions = Questions(name, self.runs.book, members, self.projects)
+        policy = ServerPolicy(HeldRules(PolicyFile(home.policy)), questions, DecisionLog(home.decisions))
+        self.federation.gates = (Gate(members, policy),)
+        self.control = service(self.runs, self, self, peer)
         self.witness = folder / "witness.jsonl"
 
     def nodes(self) -> list[dict[str, Any]]:

@@ -1,15 +1,20 @@
 """Ledgers for tests: written by the real guard, copied row by row, changed at will, written back without triggers."""
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from open_policy import EVERYTHING
+from privet.client.policy import NodePolicy
+from privet.client.settings import NodeSettings
 from privet.privacy.budget.accounts import AccountBook, AccountTerms
+from privet.privacy.budget.admission import Charge
 from privet.privacy.budget.book import DeclaredDataset
+from privet.privacy.budget.decisions import Asker, Body, Case
 from privet.privacy.budget.events import SampledGaussian
 from privet.privacy.budget.guard import Attempt, Guard
 from privet.privacy.budget.keys import SigningKey
@@ -17,9 +22,11 @@ from privet.privacy.budget.ledger import Entry, Ledger
 from privet.privacy.budget.signer import Signer
 from privet.privacy.budget.witness import Head, Witness
 from privet.privacy.channel.identities import IdentityKey
-from privet.privacy.errors import RefusedError
+from privet.privacy.errors import ChannelError, PrivetError, RefusedError
+from privet.privacy.plan_app import AnySubmission
 from privet.privacy.plan_file import parse_plan
-from privet.privacy.signed import PURPOSE
+from privet.privacy.policy.policy_file import PolicyFile
+from privet.privacy.signed import PURPOSE, certificate_in
 from privet.privacy.submission import Submission, resolve
 from signers import Authority
 
@@ -74,13 +81,14 @@ class Clock:
 
 @dataclass
 class Institution:
-    """An institution with a ledger of its own."""
+    """An institution with a ledger of its own. A deployment's has a policy; a simulation's where one is written."""
 
     folder: Path
     owner: str = "institution"
     purpose: Any = "deployment"
     key: SigningKey = field(default_factory=SigningKey.generate)
     clock: Clock = field(default_factory=Clock)
+    settings: NodeSettings = field(default_factory=NodeSettings)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +98,19 @@ class Institution:
         self.accounts = AccountBook(self.ledger)
         self.server_key = SigningKey.generate()
         self._witnessed = 0
+        self.policy: NodePolicy | None = None
+        if self.purpose == "deployment":
+            self.write_policy(EVERYTHING)
+
+    def write_policy(self, text: str) -> None:
+        """What the institution's policy says from now on."""
+        path = self.folder / "policy.cedar"
+        path.write_text(text)
+        self.policy = NodePolicy(PolicyFile(path), lambda: self.settings)
+
+    def guard(self, dataset: str) -> Guard:
+        """The guard of a data set, which asks the policy."""
+        return Guard(self.accounts, dataset, self.policy)
 
     def open(self, name: str = "ward", epsilon: str = "10", size: int = 1000, **terms: Any) -> None:
         self.accounts.open_account(name, AccountTerms("record", Decimal(epsilon), Decimal("1e-4"), **terms))
@@ -102,7 +123,7 @@ class Institution:
     def admit(self, submission: Submission) -> bool:
         signer = self.signer(submission.canonical) if self.purpose == "deployment" else None
         try:
-            Guard(self.accounts, submission.plan.dataset).admit(submission, self.clock.moment, signer)
+            self.guard(submission.plan.dataset).admit(submission, self.clock.moment, signer)
         except RefusedError:
             return False
         return True
@@ -110,16 +131,25 @@ class Institution:
     def signer(self, content: bytes) -> Signer:
         """Alice, who signed these bytes, with a certificate that was valid then."""
         chain = FEDERATION.party("alice", key=ALICE, at=self.clock.moment).chain
-        return Signer("alice", ALICE.fingerprint, ALICE.sign(PURPOSE, content), chain, "coordinator", self.clock.moment)
+        is_pinned = "alice" in self.settings.operators
+        return Signer(
+            operator="alice",
+            key_fingerprint=ALICE.fingerprint,
+            signature=ALICE.sign(PURPOSE, content),
+            certificates=chain,
+            trust="pinned" if is_pinned else "coordinator",
+            checked=self.clock.moment,
+            certified=certificate_in(chain).not_before,
+        )
 
     def train(self, submission: Submission, round_: int, stage: Any = "train") -> None:
-        guard = Guard(self.accounts, submission.plan.dataset)
+        guard = self.guard(submission.plan.dataset)
         attempt = Attempt(stage, round_, 1, f"{round_}" * 64)
         guard.begin(submission, attempt)
         guard.answered(submission, attempt, "b" * 64, done(submission, stage))
 
     def begin(self, submission: Submission, round_: int) -> None:
-        Guard(self.accounts, submission.plan.dataset).begin(submission, Attempt("train", round_, 1, "a" * 64))
+        self.guard(submission.plan.dataset).begin(submission, Attempt("train", round_, 1, "a" * 64))
 
     def witness(self, name: str | None = None) -> None:
         """The server countersigns the head, and the ledger keeps that."""
@@ -139,11 +169,71 @@ class Institution:
     def forge(self, kind: str, body: dict[str, Any]) -> int:
         """An entry that no guard wrote: chained and signed all the same. Gives its number.
 
-        Before a charge stands the operator who signed for it, as it should be.
+        Before a charge stand the permission and the operator who signed for it, as they should; before a request or an
+        answer its permission.
         """
         if kind == "charge" and self.purpose == "deployment":
-            self.forge("operator", self.operator_body(body["run"], body["submission"], body["plan"].encode()))
+            signed = self.operator_body(body["run"], body["submission"], body["plan"].encode())
+            self.permit_charge(body, signed)
+            self.ledger.append("operator", signed)
+        if kind in ("begin", "answer"):
+            self.permit_attempt(kind, body)
         return self.ledger.append(kind, body).sequence
+
+    def permit_charge(self, body: dict[str, Any], signed: dict[str, str]) -> None:
+        """The permission of a forged charge, on facts that are the forged charge's."""
+        for kind, content in self.charge_permission(body, signed):
+            self.ledger.append(kind, content)
+
+    def charge_permission(self, body: dict[str, Any], signed: dict[str, str]) -> Sequence[tuple[str, Body]]:
+        """The entries of it."""
+        book = self.accounts.catch_up()
+        charge = Charge(*(Decimal(body[name]) for name in ("epsilon", "delta", "divergence")), ())
+        size, account = int(body["declared_size"]), book.accounts.get(body["account"], book.accounts["ward"])
+        dataset = book.datasets.get(body["dataset"]) or DeclaredDataset(body["dataset"], "digits", "/", size, "ward")
+        asker = Asker(signed["operator"], signed["key_fingerprint"], _certified(signed))
+        submission = self._submission_in(body)
+        case = Case(submission, "admit", asker, self.clock.moment, book, dataset, account, charge)
+        return self._entered(case, {"run": body["run"], "submission": body["submission"]})
+
+    def permit_app(self, submission: AnySubmission, signed: dict[str, str]) -> None:
+        """The permission of a forged app's run."""
+        asker = Asker(signed["operator"], signed["key_fingerprint"], _certified(signed))
+        case = Case(submission, "runApp", asker, self.clock.moment, self.accounts.catch_up())
+        for kind, content in self._entered(case, {"run": signed["run"], "submission": signed["submission"]}):
+            self.ledger.append(kind, content)
+
+    def permit_attempt(self, kind: str, body: dict[str, Any]) -> None:
+        """The permission of a forged request or answer, of a run that was charged."""
+        book = self.accounts.catch_up()
+        run = book.runs.get(body["run"])
+        if run is None or self.policy is None:
+            return
+        charges = [entry for entry in self.ledger.entries() if entry.kind == "charge"]
+        (charged, *_) = [entry.content for entry in charges if entry.content["run"] == run.run]
+        actions = {"train": ("train", "releaseUpdate"), "evaluate": ("evaluate", "releaseMetric")}
+        action: Any = actions[body["stage"]][kind == "answer"]
+        known = book.signer_of(run.run, run.submission)
+        asker = Asker("alice", known.key_fingerprint if known else "")
+        dataset, account = book.datasets[run.dataset], book.accounts[run.account]
+        where = {"round": int(body["round"]), "attempt": int(body["attempt"])}
+        submission = self._submission_in(charged)
+        case = Case(submission, action, asker, self.clock.moment, book, dataset, account, **where)
+        for kind_, content in self._entered(case, {}):
+            self.ledger.append(kind_, content)
+
+    def _entered(self, case: Case, changed: dict[str, str]) -> Sequence[tuple[str, Body]]:
+        assert self.policy is not None
+        return [
+            (kind, dict(content) | (changed if kind == "decision" else {}))
+            for kind, content in self.policy(case).entries()
+        ]
+
+    def _submission_in(self, body: dict[str, Any]) -> Submission:
+        try:
+            return Submission.from_bytes(body["plan"].encode())
+        except PrivetError:  # the forgery is that it cannot be read
+            return self.submission(body["run"])
 
     def operator_body(self, run: str, digest: str, content: bytes) -> dict[str, str]:
         """What an honest node would write of Alice."""
@@ -161,6 +251,13 @@ class Institution:
 
     def rows(self) -> list[Row]:
         return rows_of(self.path)
+
+
+def _certified(signed: dict[str, str]) -> datetime:
+    try:
+        return certificate_in(signed["certificates"].encode()).not_before
+    except ChannelError:
+        return START
 
 
 def done(submission: Submission, stage: str = "train") -> dict[str, str]:

@@ -55,6 +55,7 @@ class Federation:
     clock: TestClock
     lifetime: timedelta = LEAF_LIFETIME
     main_handlers: tuple[grpc.GenericRpcHandler, ...] = ()  # at the main port, in place of Membership
+    gates: tuple[grpc.aio.ServerInterceptor, ...] = ()  # before them
 
     @property
     def name(self) -> str:
@@ -79,7 +80,7 @@ class Federation:
             main = self.main_handlers or (membership_handlers(self.registrar, self.clock),)
             enrolment = (enrolment_handlers(self.registrar, self.clock),)
             servers = [
-                loop.run(_started(self.home.facts.address, main, certificate, True)),
+                loop.run(_started(self.home.facts.address, main, certificate, True, self.gates)),
                 loop.run(_started(self.home.facts.enrolment_address, enrolment, certificate, False)),
             ]
             try:
@@ -122,9 +123,13 @@ def head_of(chain: bytes) -> bytes:
 
 
 async def _started(
-    address: str, handlers: tuple[grpc.GenericRpcHandler, ...], certificate: ServerCertificate, is_required: bool
+    address: str,
+    handlers: tuple[grpc.GenericRpcHandler, ...],
+    certificate: ServerCertificate,
+    is_required: bool,
+    gates: tuple[grpc.aio.ServerInterceptor, ...] = (),
 ) -> grpc.aio.Server:
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(interceptors=gates, options=OPTIONS)
     server.add_generic_rpc_handlers(handlers)
     server.add_secure_port(address, server_credentials(certificate.presented, is_required))
     await server.start()

@@ -34,6 +34,26 @@ class LocalRunGrid(RunGrid):
         self._is_stopped = False
         self.is_closed = False
         self.not_asked: dict[str, str] = {}
+        self._nodes = list(nodes)
+        self._revised = dict.fromkeys(self._names, 0)
+
+    def revise(self, name: str, **changes: Any) -> None:
+        """A node is another now, and says so."""
+        [node_id] = [node_id for node_id, known in self._names.items() if known == name]
+        with self._change:
+            for key, value in changes.items():
+                setattr(self._nodes[node_id - 100], key, value)
+            self._revised[node_id] += 1
+            self._change.notify_all()
+
+    def revisions(self) -> Mapping[int, str]:
+        return {node_id: str(number) for node_id, number in self._revised.items()}
+
+    def wait_for_revisions(self, seen: Mapping[int, str], seconds: float) -> None:
+        with self._change:
+            if not self._change.wait_for(lambda: self._is_stopped or self.revisions() != seen, PATIENCE):
+                raise AssertionError("nobody spoke")
+        self._check()
 
     def connect(self, count: int) -> None:
         with self._change:

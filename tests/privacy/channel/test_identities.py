@@ -1,5 +1,6 @@
 """Identities and the path from a certificate to the root: what is let through, and each attack that is not."""
 
+import ssl
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from privet.privacy.channel.authority import IssuingAuthority, RootAuthority
 from privet.privacy.channel.identities import Certificate, Identity, IdentityKey, Role, verified
 from privet.privacy.errors import ChannelError, PrivetError
+from privet.privacy.signed import certificate_in
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 ROOT = RootAuthority.create("hearts", NOW)
@@ -222,6 +224,19 @@ def test_random_bytes_are_no_certificate(content: bytes) -> None:
         Certificate.of_der(content)
     with pytest.raises(ChannelError):
         verified(content, ROOT.pem, NOW)
+
+
+def test_certificate_of_an_unknown_version() -> None:
+    """What the library raises for it is no ValueError."""
+    der = bytearray(x509.load_pem_x509_certificates(chain_of())[0].public_bytes(Encoding.DER))
+    der[der.index(b"\xa0\x03\x02\x01\x02") + 4] = 5
+    pem = ssl.DER_cert_to_PEM_cert(bytes(der)).encode()
+    with pytest.raises(ChannelError):
+        Certificate.of_der(bytes(der))
+    with pytest.raises(ChannelError):
+        verified(pem + ISSUING.pem, ROOT.pem, NOW)
+    with pytest.raises(ChannelError):
+        certificate_in(pem + ISSUING.pem)
 
 
 @given(st.integers(0, 2000), st.integers(1, 255))

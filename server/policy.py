@@ -1,0 +1,86 @@
+"""The server's policy: asked about every call at the main port, and about which nodes a run asks.
+
+The rules:
+1. What the file says holds from the next decision on; what does not validate replaces nothing (policy_file.py). A
+   stream that is open goes on: a node's until it connects again, a reader's until it has read to the end.
+2. A federation that was made before there were policies has no file. Then the policy that ships holds, until there is
+   one. A file that is there and was never valid permits nothing, nor does one that is taken away.
+3. Every decision goes to the log before it is told.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ..privacy.budget.ledger import Clock, system_clock
+from ..privacy.channel.credentials import Peer
+from ..privacy.errors import Refusal, RefusedError
+from ..privacy.policy.policy_file import PolicyFile, default_policy, nothing
+from ..privacy.policy.rules import Decision, Rules
+from .decision_log import DecisionLog
+from .questions import Questions
+
+log = logging.getLogger("privet.server")
+
+_NO_POLICY = "the server has no valid policy"
+
+
+class HeldRules:
+    """The rules that hold now: those in the file, or those that ship where there was never one."""
+
+    def __init__(self, file: PolicyFile) -> None:
+        self._file = file
+        self._shipped: Rules | None = None
+        self._was_there = False
+
+    def __call__(self) -> Rules:
+        """The rules; those that permit nothing where the file was never valid."""
+        rules = self._file.rules()
+        self._was_there = self._was_there or rules is not nothing() or self._file.path.exists()
+        if self._was_there:
+            return rules
+        if self._shipped is None:
+            log.warning("%s: there is no policy; the one that ships with privet holds", self._file.path)
+            self._shipped = Rules(default_policy("server"))
+        return self._shipped
+
+
+class ServerPolicy:
+    """Decides, and writes down what was decided. Threads may share it; never call it in an event loop."""
+
+    def __init__(
+        self, rules: Callable[[], Rules], questions: Questions, decisions: DecisionLog, clock: Clock = system_clock
+    ) -> None:
+        self._rules = rules
+        self._questions = questions
+        self._decisions = decisions
+        self._clock = clock
+
+    def check(self, peer: Peer, method: str, request: Any) -> None:
+        """Return where the call is permitted.
+
+        Raises ChannelError for a method that is closed to the caller, RefusedError for a denial, and where it is
+        permitted whatever is wrong with the request.
+        """
+        asked = self._questions.of_call(peer, method, request, self._clock())
+        rules = self._rules()
+        decision = rules.decide(asked.question)
+        self._decisions.enter(asked.question, decision, self._clock())
+        if not decision.is_permitted:
+            raise RefusedError(
+                Refusal.POLICY_DENIED,
+                f"{peer.identity.name} may not {asked.deed}: {why(rules, decision)}",
+                "ask the coordinator; privet policy explain at the server says more",
+            )
+        if asked.problem is not None:
+            raise asked.problem
+
+
+def why(rules: Rules, decision: Decision) -> str:
+    """Why a member is denied, as it is told. What failed in an evaluation is in the server's log alone."""
+    if rules is nothing():
+        return _NO_POLICY
+    if decision.error:
+        log.error("the policy could not be evaluated: %s", decision.error)
+        return "the server's policy could not be evaluated"
+    return decision.why
