@@ -2,9 +2,10 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -14,7 +15,8 @@ from ..privacy.budget.witness import Countersigned, head_text, read_countersigne
 from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters, to_record
 from ..privacy.errors import LedgerError, PrivetError, Refusal, RefusedError
-from .node import Node, Request
+from .answers import Answer
+from .node import Begun, Carried, Node, Request
 
 log = logging.getLogger("privet.node")
 
@@ -23,6 +25,10 @@ _APP_FAILED = "app-failed"
 
 Stage = Literal["describe", "initial", "train", "evaluate"]
 Handler = Callable[[Node, Message], RecordDict]
+# Carries out what several nodes have begun, in that order; None where each had better do so by itself.
+Together = Callable[[Sequence[tuple[Node, Begun]]], Sequence[Carried] | None]
+
+_Result = TypeVar("_Result")
 
 
 def client_app(node_of: Callable[[Context], Node]) -> ClientApp:
@@ -30,17 +36,7 @@ def client_app(node_of: Callable[[Context], Node]) -> ClientApp:
     app = ClientApp()
 
     def handled_by(handler: Handler) -> Callable[[Message, Context], Message]:
-        def handle(message: Message, context: Context) -> Message:
-            # What is logged stays here. Flower itself would put the text of whatever is raised into the reply.
-            try:
-                return _answered(node_of(context), handler, message)
-            except PrivetError as error:
-                log.error("no answer: %s; try: %s", error.message, error.remedy)
-            except Exception:
-                log.exception("no answer could be made")
-            return Message(Error(_APP_RAISED, _APP_FAILED), reply_to=message)
-
-        return handle
+        return lambda message, context: _sure(message, lambda: _answered(node_of(context), handler, message))
 
     app.query("describe")(handled_by(_describe))
     app.query("initial")(handled_by(_initial))
@@ -50,12 +46,65 @@ def client_app(node_of: Callable[[Context], Node]) -> ClientApp:
     return app
 
 
-def _answered(node: Node, handler: Handler, message: Message) -> Message:
+def replies_together(asked: Sequence[tuple[Node, Message]], together: Together) -> list[Message]:
+    """The replies of several nodes to what each is asked to train or to evaluate, in that order.
+
+    Each begins and finishes by itself, as it would alone: who is refused takes nobody along.
+    """
+    steps = [_surely(node, message, partial(_begun, node, message)) for node, message in asked]
+    begun = [(node, step) for (node, _), step in zip(asked, steps, strict=True) if isinstance(step, Begun)]
+    carried = together(begun) if begun else None
+    results = iter(carried or ())
+    replies = []
+    for (node, message), step in zip(asked, steps, strict=True):
+        if isinstance(step, Begun):
+            step = _surely(node, message, partial(_finished, node, step, next(results, None)))
+        if isinstance(step, Answer):
+            step = _surely(node, message, partial(_reply, node, message, step))
+        replies.append(step)
+    return replies
+
+
+def _begun(node: Node, message: Message) -> Begun | Answer:
+    return node.begin(_request("train" if message.metadata.message_type == words.TRAIN else "evaluate", message))
+
+
+def _finished(node: Node, begun: Begun, carried: Carried | None) -> Answer:
+    return node.finish(begun, carried or node.carry_out(begun))
+
+
+def _reply(node: Node, message: Message, answer: Answer) -> Message:
+    content = _trained if message.metadata.message_type == words.TRAIN else _evaluated
+    return Message(content(node, message, answer), reply_to=message)
+
+
+def _surely(node: Node, message: Message, deed: Callable[[], _Result]) -> _Result | Message:
+    return _sure(message, lambda: _heard(node, message, deed))
+
+
+def _sure(message: Message, deed: Callable[[], _Result]) -> _Result | Message:
+    """What the deed gives, or a reply that says no more than that it failed."""
+    # What is logged stays here. Flower itself would put the text of whatever is raised into the reply.
     try:
-        return Message(handler(node, message), reply_to=message)
+        return deed()
+    except PrivetError as error:
+        log.error("no answer: %s; try: %s", error.message, error.remedy)
+    except Exception:
+        log.exception("no answer could be made")
+    return Message(Error(_APP_RAISED, _APP_FAILED), reply_to=message)
+
+
+def _heard(node: Node, message: Message, deed: Callable[[], _Result]) -> _Result | Message:
+    """What the deed gives, or a reply that says with which code the node refused."""
+    try:
+        return deed()
     except RefusedError as refusal:
         log.warning("node %s: %s: %s", node.name, refusal.code, refusal.message)
         return Message(Error(words.REFUSED, reason_of(refusal)), reply_to=message)
+
+
+def _answered(node: Node, handler: Handler, message: Message) -> Message:
+    return _heard(node, message, lambda: Message(handler(node, message), reply_to=message))
 
 
 def reason_of(refusal: RefusedError) -> str:
@@ -86,14 +135,20 @@ def _initial(node: Node, message: Message) -> RecordDict:
 
 
 def _train(node: Node, message: Message) -> RecordDict:
-    answer = node.answer(_request("train", message))
+    return _trained(node, message, node.answer(_request("train", message)))
+
+
+def _evaluate(node: Node, message: Message) -> RecordDict:
+    return _evaluated(node, message, node.answer(_request("evaluate", message)))
+
+
+def _trained(node: Node, message: Message, answer: Answer) -> RecordDict:
     weight = MetricRecord({words.DECLARED_SIZE: node.dataset.declared_size})
     arrays = to_record(answer.parameters)
     return RecordDict({words.ARRAYS: arrays, words.METRICS: weight, words.LEDGER: _ledger(node, message)})
 
 
-def _evaluate(node: Node, message: Message) -> RecordDict:
-    answer = node.answer(_request("evaluate", message))
+def _evaluated(node: Node, message: Message, answer: Answer) -> RecordDict:
     metrics = MetricRecord({words.DECLARED_SIZE: node.dataset.declared_size, **answer.sums})
     return RecordDict({words.METRICS: metrics, words.LEDGER: _ledger(node, message)})
 

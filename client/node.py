@@ -88,6 +88,26 @@ class Company(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """An attempt that is spent and not yet carried out."""
+
+    request: Request
+    submission: Submission
+    attempt: Attempt
+    cohort: Cohort
+    trainer: Trainer
+    draw: Draw
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Carried:
+    """What an attempt gave, and what was really done for it, as Trainer.done tells it."""
+
+    answer: Answer
+    done: Mapping[str, str]
+
+
 Workshop = Callable[[Submission, DeclaredDataset, "Source"], Trainer]
 Draws = Callable[[Submission, Attempt], Draw]
 
@@ -140,6 +160,11 @@ class Node:
 
     def answer(self, request: Request) -> Answer:
         """Carry out a request, or raise RefusedError with the code that may leave."""
+        begun = self.begin(request)
+        return begun if isinstance(begun, Answer) else self.finish(begun, self.carry_out(begun))
+
+    def begin(self, request: Request) -> Begun | Answer:
+        """All that comes before a record is touched: the attempt, spent; or the answer, where there is one."""
         submission, now = self._received(request), self._clock()
         self._check_ours(submission)
         signer = self._signer(submission, request, now)
@@ -157,10 +182,22 @@ class Node:
         if kept is not None:
             self._guard.check_release(submission, attempt, cohort)
             return self._kept_answer(submission, attempt, kept)
-        answer = self._carry_out(trainer, request, self._draws(submission, attempt))
-        answer_hash = self._answers.keep(submission.run_id, attempt, answer)
-        self._guard.answered(submission, attempt, answer_hash, trainer.done(), cohort)
-        return answer
+        return Begun(request, submission, attempt, cohort, trainer, self._draws(submission, attempt))
+
+    def carry_out(self, begun: Begun) -> Carried:
+        """Train, or evaluate; raise RefusedError where the task fails. The only step that reads records."""
+        trainer, parameters, draw = begun.trainer, begun.request.parameters, begun.draw
+        if begun.request.stage == "evaluate":
+            answer = Answer(sums=self._guarded(lambda: trainer.evaluate(parameters, draw)))
+        else:
+            answer = Answer(parameters=self._guarded(lambda: trainer.train(parameters, draw)))
+        return Carried(answer, trainer.done())
+
+    def finish(self, begun: Begun, carried: Carried) -> Answer:
+        """Keep the answer, and enter it: only then may it leave, and only where the policy lets it."""
+        answer_hash = self._answers.keep(begun.submission.run_id, begun.attempt, carried.answer)
+        self._guard.answered(begun.submission, begun.attempt, answer_hash, carried.done, begun.cohort)
+        return carried.answer
 
     def consider(self, request: Request) -> Attendance | None:
         """Say beforehand what `answer` would: raise RefusedError for what will not be admitted. Charges nothing.
@@ -233,11 +270,6 @@ class Node:
             return self._answers.read(submission.run_id, attempt, answer_hash)
         except LedgerError as error:
             raise RefusedError(Refusal.ATTEMPT_SPENT, error.message, error.remedy) from None
-
-    def _carry_out(self, trainer: Trainer, request: Request, draw: Draw) -> Answer:
-        if request.stage == "evaluate":
-            return Answer(sums=self._guarded(lambda: trainer.evaluate(request.parameters, draw)))
-        return Answer(parameters=self._guarded(lambda: trainer.train(request.parameters, draw)))
 
     def _guarded(self, work: Callable[[], _Result]) -> _Result:
         """The work's result; whatever the task raises becomes one code, and its text stays here."""

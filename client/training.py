@@ -23,7 +23,7 @@ from ..privacy.plan import Plan
 from ..privacy.submission import Submission
 from .clipping import mode_of
 from .gradients import GradientSum
-from .optimizer import optimizer_of
+from .optimizer import Optimizer, optimizer_of
 from .randomness import Randomness
 from .tasks.protocol import Records, Source, Task, resolved_options
 
@@ -130,7 +130,7 @@ class LocalTrainer:
             self._done["noise_multiplier"] = repr(self._plan.evaluation.noise_multiplier)
         return {name: sums[name] + float(noise[place]) for place, name in enumerate(names)}
 
-    def _step(self, optimizer: torch.optim.Optimizer, start: list[Tensor], randomness: Randomness) -> float:
+    def _step(self, optimizer: Optimizer, start: list[Tensor], randomness: Randomness) -> float:
         """One step; gives the noise multiplier of what was added to its sum, 0 where nothing was."""
         rate = self._plan.privacy.sampling_rate
         batch = self._records.select(randomness.poisson_sample(len(self._records), rate).to(self._trainable.device))
