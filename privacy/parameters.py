@@ -39,6 +39,13 @@ def shapes_of(parameters: Parameters) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in parameters.items()}
 
 
+def is_same(one: Parameters, other: Parameters) -> bool:
+    """Whether both hold the same names, shapes and values."""
+    return one is other or (
+        shapes_of(one) == shapes_of(other) and all(np.array_equal(one[name], other[name]) for name in one)
+    )
+
+
 def hash_of(parameters: Parameters) -> str:
     """SHA-256 over names, shapes and bytes, in the order of names. Hexadecimal."""
     digest = hashlib.sha256()

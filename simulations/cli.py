@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch and flwr take seconds to import: only where something
 
     from ..server.checkpoints import State
     from ..server.run_folder import RunFolder
+    from .engine import EngineName
     from .scenario import Scenario
 
 PLANS = Path(__file__).parent / "plans"
@@ -64,6 +65,9 @@ def simulate(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, in its folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, or a torch device such as cuda:0.")] = "auto",
+    engine: Annotated[
+        str | None, typer.Option(help="auto (the default), cohort (nodes trained together) or sequential.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of a summary.")] = False,
 ) -> None:
     """Train one model over simulated institutions, with the plan, the rules and the ledgers of a deployment."""
@@ -73,28 +77,34 @@ def simulate(
         import torch
 
         from ..client.device import device_of
+        from .cohort.memory import keep_memory
         from .scenario import Scenario
         from .world import World
     # Small models on two threads are several times slower than on one (measured); nodes train one after the other.
     torch.set_num_threads(1)
     chosen = device_of(device)
     if resume is not None:
-        if plan or out or assignments or ledgers or policy or seed is not None:
+        if plan or out or assignments or ledgers or policy or engine or seed is not None:
             raise UsageError("--resume goes on with the plan in its folder", "give --resume DIR alone")
-        kept_compare, kept_ledgers = _kept_options(resume)
-        scenario = Scenario.resumed(_folder(resume), chosen, kept_ledgers)
+        kept_compare, kept_ledgers, trained_by = _kept_options(resume)
+        scenario = Scenario.resumed(_folder(resume), chosen, kept_ledgers, trained_by)
         compare = compare or kept_compare
     else:
+        trained_by = _engine(engine or "auto")
         asked = _plan(plan or "digits", assignments or [], seed)
         from ..client.tasks.registry import load_task
 
         rules = read_rules(policy) if policy else None
         world = World.of(asked, load_task(asked.run.task))
-        scenario = Scenario.begun(asked, _folder(out or _free_folder(asked.run.name)), world, chosen, ledgers, rules)
-    _keep_options(scenario.folder.root, compare, scenario.ledgers)
+        folder = _folder(out or _free_folder(asked.run.name))
+        scenario = Scenario.begun(asked, folder, world, chosen, ledgers, rules, trained_by)
+    _keep_options(scenario.folder.root, compare, scenario.ledgers, trained_by)
+    if scenario.engine.name == "cohort":
+        keep_memory()
     with closing(scenario):
         state = _carried_out(scenario, console)
-        compared = _compared(scenario, chosen, console) if compare and scenario.submission.claim else None
+        is_compared = compare and scenario.submission.claim is not None
+        compared = _compared(scenario, chosen, trained_by, console) if is_compared else None
         _finish(scenario, state, compared, time.monotonic() - started, as_json)
 
 
@@ -119,14 +129,16 @@ def _finish(
         print_summary(result, root, Console())
 
 
-def _compared(scenario: "Scenario", device: "torch.device", console: Console) -> "tuple[Scenario, State]":
+def _compared(
+    scenario: "Scenario", device: "torch.device", engine: "EngineName", console: Console
+) -> "tuple[Scenario, State]":
     from .scenario import Scenario, without_privacy
 
     folder = _folder(scenario.folder.root / COMPARED)
     if folder.submission.exists():
-        other = Scenario.resumed(folder, device)
+        other = Scenario.resumed(folder, device, engine=engine)
     else:
-        other = Scenario.begun(without_privacy(scenario.plan), folder, scenario.world, device)
+        other = Scenario.begun(without_privacy(scenario.plan), folder, scenario.world, device, engine=engine)
     with closing(other):
         return other, _carried_out(other, console)
 
@@ -168,16 +180,26 @@ def _folder(root: Path) -> "RunFolder":
     return RunFolder(root)
 
 
-def _keep_options(root: Path, compare: bool, ledgers: Path) -> None:
-    (root / _OPTIONS).write_text(json.dumps({"compare": compare, "ledgers": str(ledgers.resolve())}), encoding="utf-8")
+def _engine(name: str) -> "EngineName":
+    from .engine import ENGINES
+
+    for known in ENGINES:
+        if name == known:
+            return known
+    raise UsageError(f"--engine {name}: not one of {', '.join(ENGINES)}", "--engine auto")
 
 
-def _kept_options(root: Path) -> tuple[bool, Path | None]:
+def _keep_options(root: Path, compare: bool, ledgers: Path, engine: str) -> None:
+    kept = {"compare": compare, "ledgers": str(ledgers.resolve()), "engine": engine}
+    (root / _OPTIONS).write_text(json.dumps(kept), encoding="utf-8")
+
+
+def _kept_options(root: Path) -> "tuple[bool, Path | None, EngineName]":
     path = root / _OPTIONS
     if not path.exists():
-        return False, None
+        return False, None, "auto"
     try:
         options = json.loads(path.read_text(encoding="utf-8"))
-        return bool(options["compare"]), Path(options["ledgers"])
-    except (ValueError, KeyError, TypeError):
+        return bool(options["compare"]), Path(options["ledgers"]), _engine(options["engine"])
+    except (ValueError, KeyError, TypeError, UsageError):
         raise UsageError(f"{path}: not what privet wrote", "restore the file, or begin a new run") from None

@@ -79,7 +79,7 @@ class LocalGrid(Grid):
         return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
 
     def _delivered(self, message: Message) -> Message | None:
-        message.metadata.__dict__["_message_id"] = str(next(self._numbers))  # as Flower's own grids set it
+        self._number(message)
         context = self._contexts.get(message.metadata.dst_node_id)
         if context is None:
             return None
@@ -87,4 +87,10 @@ class LocalGrid(Grid):
             reply = self._app(message, context)
         except Exception as error:
             reply = Message(Error(_APP_RAISED, type(error).__name__), reply_to=message)
+        return self._faulted(message, reply)
+
+    def _number(self, message: Message) -> None:
+        message.metadata.__dict__["_message_id"] = str(next(self._numbers))  # as Flower's own grids set it
+
+    def _faulted(self, message: Message, reply: Message) -> Message | None:
         return self._fault(message, reply) if self._fault else reply

@@ -94,6 +94,7 @@ class _Result(_Value):
     evaluations_charged: int
     seconds: float
     engine: str
+    engine_reason: str | None = None
     strategy: str
     interrupted: bool
     classes: tuple[str, ...] | None

@@ -33,13 +33,16 @@ from ..server.federation import Federation
 from ..server.run_folder import RunFolder
 from ..server.simulated import simulated_submission
 from ..server.witnesses import witnesses_in
+from .cohort_grid import CohortGrid
+from .engine import Engine, EngineName, together_by
 from .grid import Fault, LocalGrid
 from .nodes import NodeFolders, simulated_node
 from .views import RoundView, Views
 from .world import World
 
-# At most so many rounds get an `epsilon_executed` of their own: each is an accountant's run of some 50 ms.
-ROUNDS_ACCOUNTED = 50
+# At most so many rounds get an `epsilon_executed` of their own: each is an accountant's run of some 50 ms, which is
+# more than the cohort engine takes to train a small model in ten nodes.
+ROUNDS_ACCOUNTED = 20
 POLICY = "policy.cedar"  # in the run's folder: what its nodes ask, where they ask a policy
 
 
@@ -57,6 +60,7 @@ class Scenario:
         world: World,
         device: torch.device,
         ledgers: Path | None = None,
+        engine: EngineName = "auto",
     ) -> None:
         self.plan = plan
         self.submission = submission
@@ -64,6 +68,8 @@ class Scenario:
         self.world = world
         self.ledgers = ledgers or folder.root / "ledgers"
         self._bench = Bench(world.task, device)
+        self._device = device
+        self._asked = engine
         self.trainable = self._bench.trainable(submission)  # unfit tasks are found before anything is charged
         self.views = Views(folder.root / "views.jsonl")
 
@@ -76,26 +82,39 @@ class Scenario:
         device: torch.device,
         ledgers: Path | None = None,
         policy: Rules | None = None,
+        engine: EngineName = "auto",
     ) -> "Scenario":
         """A new run: resolved, checked, and written down so that it can be resumed. `policy`: every node asks it."""
         check_sizes(plan, world)
         submission = simulated_submission(plan)
-        scenario = cls(plan, submission, folder, world, device, ledgers)
+        scenario = cls(plan, submission, folder, world, device, ledgers, engine)
+        scenario.engine  # noqa: B018 -- an engine that cannot train the model is said before anything is written
         folder.begin(plan, submission)
         if policy is not None:
             write_whole(folder.root / POLICY, policy.text.encode())
         return scenario
 
     @classmethod
-    def resumed(cls, folder: RunFolder, device: torch.device, ledgers: Path | None = None) -> "Scenario":
+    def resumed(
+        cls,
+        folder: RunFolder,
+        device: torch.device,
+        ledgers: Path | None = None,
+        engine: EngineName = "auto",
+    ) -> "Scenario":
         """The run that was begun in this folder."""
         plan, submission = folder.read()
-        return cls(plan, submission, folder, World.of(plan, load_task(plan.run.task)), device, ledgers)
+        return cls(plan, submission, folder, World.of(plan, load_task(plan.run.task)), device, ledgers, engine)
 
     @property
     def plan_hash(self) -> str:
         """SHA-256 of the plan as it stands in the folder, hexadecimal."""
         return hashlib.sha256(plan_text(self.plan).encode()).hexdigest()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What trains the nodes; raises UnsupportedError for a model that the engine asked for cannot train."""
+        return Engine.chosen(self._asked, self.world, self.submission, self._device)
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
@@ -110,10 +129,7 @@ class Scenario:
     def run(self, watch: Watch, fault: Fault | None = None) -> State:
         """Carry it out, from its newest checkpoint where there is one. Writes the model."""
         by_id = dict(enumerate(self.nodes.values(), start=2))  # 1 is the server
-        contexts = {
-            n: Context(1, n, {"partition-id": n - 2, "num-partitions": len(by_id)}, RecordDict(), {}) for n in by_id
-        }
-        grid = LocalGrid(client_app(lambda context: by_id[context.node_id]), contexts, fault)
+        grid = self._grid(by_id, fault)
         checkpoints = self.folder.checkpoints(self.submission)
         with _local_log(self.folder):
 
@@ -143,6 +159,17 @@ class Scenario:
     def standing(self, name: str) -> Standing:
         """What the run has cost a node."""
         return self.nodes[name].standing(self.submission)
+
+    def _grid(self, by_id: dict[int, Node], fault: Fault | None) -> LocalGrid:
+        contexts = {
+            n: Context(1, n, {"partition-id": n - 2, "num-partitions": len(by_id)}, RecordDict(), {}) for n in by_id
+        }
+        app = client_app(lambda context: by_id[context.node_id])
+        together = together_by(self.engine, self.submission, self.world)
+        if together is None:
+            return LocalGrid(app, contexts, fault)
+        nodes = {n: (node, len(self.world.shares[node.name].indices)) for n, node in by_id.items()}
+        return CohortGrid(app, contexts, nodes, together, self.engine.at_once, fault)
 
     def _view_of(self, state: State) -> RoundView:
         report = state.history[-1] if state.history else None

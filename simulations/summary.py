@@ -66,6 +66,7 @@ def print_summary(result: Mapping[str, Any], root: Path, console: Console) -> No
 
     say("")
     say(f"{result['name']}: {result['rounds']} rounds, {len(result['nodes'])} nodes, {result['seconds']:.1f} s")
+    say(f"engine {result['engine']}: {result['engine_reason']}")
     if result["accuracy"] is not None:
         held_out = f"{result['records']['held_out']} held-out records ({result['accuracy_note']})"
         say(f"accuracy {result['accuracy']:.3f} on {held_out}")

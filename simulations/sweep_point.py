@@ -35,6 +35,7 @@ from ..privacy.plan import Plan
 from ..privacy.plan_file import parse_plan
 from ..server.run_folder import RunFolder
 from ..server.simulated import simulated_submission
+from .cohort.memory import keep_memory
 from .report import write_report
 from .result import result_of
 from .scenario import Scenario, check_sizes
@@ -186,6 +187,7 @@ def main(device: str) -> None:
         answers.flush()
 
     torch.set_num_threads(1)
+    keep_memory()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     worker = Worker(answer, device_of(device))
     threading.Thread(target=worker.listen, name="privet-orders", daemon=True).start()

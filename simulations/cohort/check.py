@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...client.tasks.protocol import Records, Task
+from ...privacy.errors import PrivetError
 from ...privacy.plan import Plan
 from .batches import Batch
 from .model import CohortModel
@@ -23,7 +24,12 @@ _TOLERANCE = 1e-3  # of the largest gradient: above rounding, below any mistake
 
 def checked_model(task: Task, plan: Plan, device: torch.device) -> CohortModel:
     """A task's model for many nodes, tried; raise UnsupportedError for one that must be trained node by node."""
-    model = CohortModel(task, plan, device)
+    try:
+        model = CohortModel(task, plan, device)
+    except PrivetError:
+        raise
+    except Exception as error:  # somebody's module, which cannot be copied or taken apart
+        raise UnsupportedError(f"the model: {type(error).__name__}: {error}") from error
     check(model)
     return model
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ...client.tasks.protocol import Records
 from ...privacy.errors import TaskError
 from ...privacy.parameters import Parameters
+from ...privacy.plan import Plan
 from .batches import Member, Pool
 from .model import CohortModel
 
@@ -24,6 +25,14 @@ def evaluate(model: CohortModel, parameters: Parameters, members: Sequence[Membe
     names = model.plan.evaluation.metrics if model.plan.evaluation else ()
     sums = _sums_by_node(model, whole, owners, len(members), names)
     return [_noised(model, sums[node].tolist(), member) for node, member in enumerate(members)]
+
+
+def evaluation_done(plan: Plan) -> dict[str, str]:
+    """What `evaluate` did for each node, as LocalTrainer.done tells it."""
+    done = {"steps": "1", "sampling_rate": "1.0"}
+    if plan.evaluation is not None and plan.evaluation.noise_multiplier is not None:
+        done["noise_multiplier"] = repr(plan.evaluation.noise_multiplier)
+    return done
 
 
 def _sums_by_node(model: CohortModel, records: Records, owners: Tensor, nodes: int, names: Sequence[str]) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +14,10 @@ from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from privet.client.answers import Answers
-from privet.client.app import client_app
+from privet.client.answers import Answer, Answers
+from privet.client.app import client_app, replies_together
 from privet.client.draw import Draw
-from privet.client.node import Node
+from privet.client.node import Begun, Carried, Node
 from privet.client.tasks.protocol import Partition, Records
 from privet.privacy.budget.guard import Guard
 from privet.privacy.budget.keys import SigningKey
@@ -349,3 +349,76 @@ def test_numbers_beyond_64_bits_do_not_break_the_node(wire: Wire, make_submissio
     submission = make_submission(private=True)
     assert wire.code(words.TRAIN, content(submission, **{words.ROUND: 2**80})) == Refusal.MALFORMED_REQUEST
     assert not wire.ask(words.TRAIN, content(submission, **{words.ATTEMPT: 2**80})).has_error()
+
+
+def wires_of(tmp_path: Path, count: int = 3) -> list[Wire]:
+    return [Wire(tmp_path / f"node-{number}") for number in range(count)]
+
+
+def asked_of(wires: list[Wire], kind: str, sent: RecordDict) -> list[tuple[Node, Message]]:
+    return [(wire.node, wire.grid.create_message(sent, kind, 7, "1")) for wire in wires]
+
+
+def kinds_of(wire: Wire) -> list[str]:
+    return [entry.kind for entry in wire.ledger.entries() if entry.kind not in ("opened", "account", "dataset")]
+
+
+class Company:
+    """Trains whom it is given together: adds two, so that it shows; None where it is told to leave each alone."""
+
+    def __init__(self, leaves_alone: bool = False) -> None:
+        self.names: list[list[str]] = []
+        self._leaves_alone = leaves_alone
+
+    def __call__(self, begun: Sequence[tuple[Node, Begun]]) -> list[Carried] | None:
+        self.names.append([node.name for node, _ in begun])
+        if self._leaves_alone:
+            return None
+        return [Carried(Answer({"weight": part.request.parameters["weight"] + 2}), {"steps": "2"}) for _, part in begun]
+
+
+def test_what_several_begin_is_carried_out_together(tmp_path: Path, make_submission: Make) -> None:
+    wires, company = wires_of(tmp_path), Company()
+    replies = replies_together(asked_of(wires, words.TRAIN, content(make_submission(now=MOMENT))), company)
+    assert [len(names) for names in company.names] == [3]
+    for wire, reply in zip(wires, replies, strict=True):
+        assert float(to_parameters(reply.content["arrays"])["weight"].sum()) == 12.0  # type: ignore[arg-type]
+        assert wire.trainer.touched == 0
+        assert kinds_of(wire) == ["charge", "begin", "answer"]
+        (answer,) = [entry for entry in wire.ledger.entries() if entry.kind == "answer"]
+        assert answer.content["steps"] == "2"
+
+
+def test_who_is_refused_takes_nobody_along_and_is_not_trained(tmp_path: Path, make_submission: Make) -> None:
+    """The second node has admitted another plan of that name, and the third has its answer kept."""
+    wires, company = wires_of(tmp_path, 4), Company()
+    sent = content(make_submission(now=MOMENT))
+    wires[2].ask(words.TRAIN, sent)
+    other = make_submission("run.rounds=3", now=MOMENT)  # the same run, with another plan
+    wires[1].ask(words.TRAIN, content(other))
+    replies = replies_together(asked_of(wires, words.TRAIN, sent), company)
+    assert [len(names) for names in company.names] == [2]
+    assert [reply.has_error() for reply in replies] == [False, True, False, False]
+    assert (replies[1].error.code, replies[1].error.reason) == (words.REFUSED, Refusal.OTHER_SUBMISSION)
+    sums = [float(to_parameters(replies[n].content["arrays"])["weight"].sum()) for n in (0, 2, 3)]  # type: ignore[arg-type]
+    assert sums == [12.0, 6.0, 12.0], "the kept answer is sent again"
+    assert kinds_of(wires[2]) == ["charge", "begin", "answer"]
+
+
+def test_nodes_that_are_left_alone_fail_alone(tmp_path: Path, make_submission: Make) -> None:
+    wires, company = wires_of(tmp_path), Company(leaves_alone=True)
+    wires[1].trainer.failing = RuntimeError(SECRET)
+    replies = replies_together(asked_of(wires, words.TRAIN, content(make_submission(now=MOMENT))), company)
+    assert [reply.has_error() for reply in replies] == [False, True, False]
+    assert replies[1].error.reason == Refusal.TASK_FAILED
+    assert [wire.trainer.touched for wire in wires] == [1, 1, 1]
+    assert kinds_of(wires[1])[:2] == ["charge", "begin"]
+    assert "answer" not in kinds_of(wires[1])
+
+
+def test_nothing_is_carried_out_where_all_are_refused(tmp_path: Path, make_submission: Make) -> None:
+    wires, company = wires_of(tmp_path), Company()
+    sent = RecordDict({words.CONFIG: config(make_submission(now=MOMENT))})  # no arrays
+    replies = replies_together(asked_of(wires, words.TRAIN, sent), company)
+    assert {reply.error.reason for reply in replies} == {Refusal.MALFORMED_REQUEST}
+    assert company.names == []

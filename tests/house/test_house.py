@@ -23,6 +23,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
     "opacus": ("client/gradients.py", "client/prv.py"),
     "flwr": (
         "client/app.py",
+        "client/app_run.py",
         "client/app_worker.py",
         "client/describer.py",
         "client/flower_app.py",
@@ -46,6 +47,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "server/run_grid.py",
         "server/strategies.py",
         "server/witnesses.py",
+        "simulations/cohort_grid.py",
         "simulations/flower.py",
         "simulations/grid.py",
         "simulations/scenario.py",

@@ -12,13 +12,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from privet.client.tasks.registry import load_task
 from privet.privacy.plan import Plan
 from privet.server.run_folder import RunFolder
+from privet.simulations.engine import EngineName
 from privet.simulations.scenario import Scenario
 from privet.simulations.world import World
+from safetensors.numpy import load_file
 from signed_ledgers import read
 
 CPU = torch.device("cpu")
@@ -29,22 +33,22 @@ MOST_LIVES = 60
 LONG = ("run.rounds=12", "run.spare-rounds=100", "evaluation.every=3", "simulation.nodes=4")
 
 
-def begin(plan: Plan, folder: Path) -> Scenario:
-    return Scenario.begun(plan, RunFolder(folder), World.of(plan, load_task(plan.run.task)), CPU)
+def begin(plan: Plan, folder: Path, engine: EngineName = "sequential") -> Scenario:
+    return Scenario.begun(plan, RunFolder(folder), World.of(plan, load_task(plan.run.task)), CPU, engine=engine)
 
 
-def go_on(folder: Path) -> None:
+def go_on(folder: Path, engine: EngineName) -> None:
     """What a killed child does: go on with the run in this folder, in a process of its own."""
     torch.set_num_threads(1)
-    Scenario.resumed(RunFolder(folder), CPU).run(lambda view: None)
+    Scenario.resumed(RunFolder(folder), CPU, engine=engine).run(lambda view: None)
     os._exit(0)
 
 
-def live_until_done(folder: Path, rng: random.Random) -> int:
+def live_until_done(folder: Path, rng: random.Random, engine: EngineName = "sequential") -> int:
     """Start the run again and again, killing each process at a random moment, until one ends; how many were killed."""
     fork = multiprocessing.get_context("fork")
     for killed in range(MOST_LIVES):
-        process = fork.Process(target=go_on, args=(folder,))
+        process = fork.Process(target=go_on, args=(folder, engine))
         process.start()
         process.join(rng.uniform(0.0, LONGEST_LIFE) if killed < 25 else None)
         if process.exitcode is None:
@@ -55,6 +59,10 @@ def live_until_done(folder: Path, rng: random.Random) -> int:
         else:
             raise AssertionError(f"exit code {process.exitcode}")
     raise AssertionError("never done")
+
+
+def model_values(folder: Path) -> NDArray[np.float64]:
+    return np.concatenate([array.ravel() for array in load_file(folder / "model.safetensors").values()]).astype(float)
 
 
 def model_bytes(folder: Path) -> bytes:
@@ -73,13 +81,26 @@ def test_killed_run_ends_with_the_same_model_byte_for_byte(make_plan: Callable[.
 
 
 @pytest.mark.slow
-def test_killed_private_run_spends_what_it_began_and_never_more_than_was_charged(
+def test_killed_run_of_the_cohort_engine_ends_with_the_same_model(
     make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    """Up to rounding: who lost an attempt is trained again in other company."""
+    plan = make_plan(*LONG)
+    begin(plan, tmp_path / "whole", "cohort").run(lambda view: None)
+    begin(plan, tmp_path / "killed", "cohort")
+    assert live_until_done(tmp_path / "killed", random.Random(3), "cohort") >= 3
+    np.testing.assert_allclose(model_values(tmp_path / "killed"), model_values(tmp_path / "whole"), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["sequential", "cohort"])
+def test_killed_private_run_spends_what_it_began_and_never_more_than_was_charged(
+    make_plan: Callable[..., Plan], tmp_path: Path, engine: EngineName
 ) -> None:
     noise = ("privacy.noise-multiplier=40.0", "evaluation.noise-multiplier=100.0")
     plan = make_plan(*LONG, "run.rounds=60", *noise, private=True)
-    scenario = begin(plan, tmp_path / "run")
-    killed = live_until_done(tmp_path / "run", random.Random(2))
+    scenario = begin(plan, tmp_path / "run", engine)
+    killed = live_until_done(tmp_path / "run", random.Random(2), engine)
     assert killed >= 10, "the test must kill torch at its work, not once but often"
     for name in scenario.world.shares:
         path = tmp_path / "run" / "ledgers" / f"{name}.sqlite"

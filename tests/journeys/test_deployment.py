@@ -164,8 +164,8 @@ def test_public_run_gives_the_simulations_model(hearts: Hearts, tmp_path: Path) 
     assert page["state"] == "finished"
     hearts.coordinator.privet("run", "model", page["run_id"], "-o", str(tmp_path / "deployed.safetensors"))
     simulated = tmp_path / "simulated"
-    arguments = ("simulate", str(hearts.open_plan), "--set", "aggregation.min-nodes=3", "--out", str(simulated))
-    hearts.coordinator.privet(*arguments)
+    arguments = ("--set", "aggregation.min-nodes=3", "--engine", "sequential", "--out", str(simulated))
+    hearts.coordinator.privet("simulate", str(hearts.open_plan), *arguments)
     assert arrays_in(tmp_path / "deployed.safetensors") == arrays_in(simulated / "model.safetensors")
 
 

@@ -114,7 +114,7 @@ def children_of(pid: int) -> list[int]:
 def simulated(hearts: Hearts) -> Any:
     """The arrays of the model that the simulation gives."""
     folder = hearts.deployment.folder / "simulated"
-    hearts.coordinator.privet("simulate", str(hearts.plan), "--out", str(folder))
+    hearts.coordinator.privet("simulate", str(hearts.plan), "--engine", "sequential", "--out", str(folder))
     return arrays_in(folder / "model.safetensors")
 
 

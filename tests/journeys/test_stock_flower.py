@@ -72,7 +72,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def simulated(plan: Plan, root: Path) -> Scenario:
-    scenario = Scenario.begun(plan, RunFolder(root), World.of(plan, load_task("digits")), torch.device("cpu"))
+    world = World.of(plan, load_task("digits"))
+    scenario = Scenario.begun(plan, RunFolder(root), world, torch.device("cpu"), engine="sequential")  # bit for bit
     scenario.run(lambda view: None)
     return scenario
 

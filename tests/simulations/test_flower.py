@@ -69,9 +69,8 @@ def test_the_apps_give_the_model_of_the_simulator(make_plan: Make, tmp_path: Pat
     plan = make_plan(private=private)
     out = flwr_run(plan, tmp_path)
 
-    scenario = Scenario.begun(
-        plan, RunFolder(tmp_path / "here"), World.of(plan, load_task("synthetic")), torch.device("cpu")
-    )
+    world, here = World.of(plan, load_task("synthetic")), RunFolder(tmp_path / "here")
+    scenario = Scenario.begun(plan, here, world, torch.device("cpu"), engine="sequential")  # bit for bit
     scenario.run(lambda view: None)
     assert model_of(out) == model_of(tmp_path / "here")
     outcome = json.loads((out / server.OUTCOME).read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ def test_result_says_what_was_charged_and_executed(capsys: pytest.CaptureFixture
     assert 2.9 < result["epsilon"] <= 3.0
     assert 0 < result["epsilon_executed"] <= result["epsilon"]
     assert (result["delta"], result["unit"], result["relation"]) == (1e-5, "record", "add-or-remove-one")
-    assert (result["mechanism"], result["noise_seeded"], result["engine"]) == ("local", True, "sequential")
+    assert (result["mechanism"], result["noise_seeded"], result["engine"]) == ("local", True, "cohort")
     assert result["accuracy_note"] == "simulator's view, not a release"
     assert [node["state"] for node in result["nodes"]] == ["finished"] * 3
     assert [node["epsilon"] for node in result["nodes"]] == [result["epsilon"]] * 3
