@@ -154,6 +154,20 @@ def test_nothing_is_touched_before_the_charge_and_the_begin_are_durable(
     assert world.kinds == ["charge", "begin", "answer"]
 
 
+def test_submission_is_read_anew_where_one_byte_of_it_is_another(world: World, make_submission: Make) -> None:
+    """The node remembers the last that it read, by its bytes."""
+    submission = make_submission()
+    world.node.answer(asked(submission, number=1))
+    content = submission.canonical
+    for changed in (content[:-1], content + b" ", content.replace(b"tester", b"Tester"), b""):
+        assert world.refusal(replace(asked(submission, number=2), submission=changed)) in (
+            Refusal.MALFORMED_REQUEST,
+            Refusal.OTHER_SUBMISSION,
+        )
+    world.node.answer(asked(submission, number=2))
+    assert [kind for kind in world.kinds if kind != "refusal"] == ["charge", *["begin", "answer"] * 2]
+
+
 def test_answer_is_entered_with_what_the_trainer_did(world: World, make_submission: Make) -> None:
     world.node.answer(asked(make_submission(private=True)))
     assert '"steps":"1"' in entries(world.ledger)[-1][1]

@@ -29,6 +29,7 @@ from privet.simulations.cohort.unsupported import UnsupportedError
 from privet.simulations.engine import Engine, EngineName
 from privet.simulations.grid import Fault
 from privet.simulations.scenario import Scenario
+from privet.simulations.sweep_point import run_point
 from privet.simulations.world import World
 from safetensors.numpy import load_file
 from signed_ledgers import opened, read
@@ -363,6 +364,11 @@ def test_engine_that_cannot_be_meant(
     assert len(lines) == 2
     assert error in lines[0]
     assert remedy in lines[1]
+
+
+def test_point_of_a_sweep_takes_the_faster_engine(make_plan: Make, tmp_path: Path) -> None:
+    run_point(make_plan("run.rounds=1", private=True), tmp_path / "point", CPU, lambda view: None)
+    assert json.loads((tmp_path / "point/result.json").read_text())["engine"] == "cohort"
 
 
 def test_simulation_of_the_cohort_imports_no_compiler(tmp_path: Path) -> None:

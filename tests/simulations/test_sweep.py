@@ -183,6 +183,7 @@ def scores_in(folder: str) -> dict[str, dict[str, Any]]:
         result = json.loads(path.read_text())
         model = path.with_name("model.safetensors").read_bytes()
         arrays = model[8 + int.from_bytes(model[:8], "little") :]
+        assert (result["engine"], result["engine_reason"]) == ("cohort", "3 nodes at once")
         kept = {key: result[key] for key in ("accuracy", "loss", "epsilon", "epsilon_executed", "seed", "rounds")}
         found[path.parent.name] = kept | {"model": arrays, "nodes": result["nodes"]}
     return found
