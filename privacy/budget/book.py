@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import Any, Self
 
-from .asked import Asked, Pending
+from .asked import Asked, Pending, Subject
 from .filters import FilterName, renyi_epsilon
 
 INFINITE = Decimal("Infinity")
@@ -148,8 +148,8 @@ class Book:
         return self.asked.said
 
     @property
-    def pending(self) -> Mapping[str, Pending]:
-        """What waits for a person, by run."""
+    def pending(self) -> Mapping[Subject, Pending]:
+        """What waits for a person, by run and submission."""
         return self.asked.waiting
 
     def signer_of(self, run: str, submission: str) -> KnownSigner | None:
@@ -172,7 +172,9 @@ class Book:
             self._refuse(run, content["submission"], refused_as(content), time[:10])
         elif content["action"] in _ADMISSIONS:
             self.facts.setdefault(run, content["facts"])
-        self.asked.decide(content, time, is_admission=content["action"] in _ADMISSIONS)
+        charged = self.runs.get(run)
+        is_charged = charged is not None and charged.submission == content["submission"]
+        self.asked.decide(content, time, is_admission=content["action"] in _ADMISSIONS, is_charged=is_charged)
 
     def dump(self) -> str:
         """Everything, as JSON; `load` reads it back."""
@@ -340,6 +342,7 @@ def _witness(book: Book, content: Mapping[str, Any]) -> None:
 def _release(book: Book, content: Mapping[str, Any]) -> None:
     run = book.runs[content["run"]]
     run.is_released = True
+    book.asked.forget(run.run)
     _spend(book.accounts[run.account], run, Decimal(-1))
 
 

@@ -47,4 +47,5 @@ def record_refusal(accounts: AccountBook, submission: AnySubmission, refusal: Re
 def _is_asked_about(book: Book, refusal: DeniedError) -> bool:
     """Whether a person can answer to it; else it is entered again: the policy had forbidden it meanwhile."""
     is_pending = refusal.code is Refusal.APPROVAL_PENDING
-    return not is_pending or refusal.decided.body["run"] in book.asked.by_run
+    body = refusal.decided.body
+    return not is_pending or book.asked.is_asked_about(str(body["run"]), str(body["submission"]))
