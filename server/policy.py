@@ -4,7 +4,8 @@ The rules:
 1. What the file says holds from the next decision on; what does not validate replaces nothing (policy_file.py). A
    stream that is open goes on: a node's until it connects again, a reader's until it has read to the end.
 2. A federation that was made before there were policies has no file. Then the policy that ships holds, until there is
-   one. A file that is there and was never valid permits nothing, nor does one that is taken away.
+   one. A file that is there and was never valid permits nothing, nor does one that is taken away: also after a restart,
+   because a mark beside it remembers that there was one.
 3. Every decision goes to the log before it is told.
 """
 
@@ -14,10 +15,12 @@ from typing import Any
 
 from ..privacy.budget.ledger import Clock, system_clock
 from ..privacy.channel.credentials import Peer
+from ..privacy.channel.files import write_whole
 from ..privacy.errors import Refusal, RefusedError
 from ..privacy.policy.policy_file import PolicyFile, default_policy, nothing
 from ..privacy.policy.rules import Decision, Rules
 from .decision_log import DecisionLog
+from .federation_home import policy_mark
 from .questions import Questions
 
 log = logging.getLogger("privet.server")
@@ -30,19 +33,28 @@ class HeldRules:
 
     def __init__(self, file: PolicyFile) -> None:
         self._file = file
+        self._mark = policy_mark(file.path)
         self._shipped: Rules | None = None
-        self._was_there = False
+        self._was_there = self._mark.exists()
 
     def __call__(self) -> Rules:
         """The rules; those that permit nothing where the file was never valid."""
         rules = self._file.rules()
-        self._was_there = self._was_there or rules is not nothing() or self._file.path.exists()
+        if not self._was_there and (rules is not nothing() or self._file.path.exists()):
+            self._was_there = True
+            self._remember()
         if self._was_there:
             return rules
         if self._shipped is None:
             log.warning("%s: there is no policy; the one that ships with privet holds", self._file.path)
             self._shipped = Rules(default_policy("server"))
         return self._shipped
+
+    def _remember(self) -> None:
+        try:
+            write_whole(self._mark, b"")
+        except OSError as error:
+            log.error("%s cannot be written, a restart does not know of the policy: %s", self._mark, error.strerror)
 
 
 class ServerPolicy:

@@ -74,6 +74,25 @@ def test_where_there_was_never_a_policy_the_one_that_ships_holds_until_there_is_
     assert held().hash == SHIPPED.hash
     (tmp_path / "policy.cedar").unlink()
     assert held() is nothing()  # whoever takes it away takes its permissions away
+    assert HeldRules(PolicyFile(tmp_path / "policy.cedar"))() is nothing(), "also after a restart"
+
+
+def test_policy_that_was_taken_away_before_the_server_ever_ran_does_not_come_back(tmp_path: Path) -> None:
+    made = make_federation(tmp_path).home
+    made.policy.unlink()
+    assert HeldRules(PolicyFile(made.policy))() is nothing()
+
+
+def test_policy_holds_where_nothing_can_be_remembered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "policy.cedar"
+    held = HeldRules(PolicyFile(path))
+    path.write_text(default_policy("server"))
+    (tmp_path / "policy-made").mkdir()
+    (tmp_path / "policy-made" / "in the way").touch()
+    assert [held().hash for _ in range(3)] == [SHIPPED.hash] * 3
+    assert caplog.text.count("a restart does not know of the policy") == 1
+    path.unlink()
+    assert held() is nothing()
 
 
 @pytest.mark.parametrize("broken", ["", "permit (", default_policy("server")[:-10]])
