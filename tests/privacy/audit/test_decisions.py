@@ -233,6 +233,7 @@ FORGERIES: dict[str, tuple[Change, set[str]]] = {
     "another day": (fact("context", "time.date", 20260401), {"facts"}),
     "no day": (fact("context", "time.date", 20261399), {"facts"}),
     "another weekday": (fact("context", "time.weekday", "friday"), {"facts"}),
+    "another minute": (fact("context", "time.minute", 3), {"facts"}),
     "hour that is none": (fact("context", "time.hour", 30), {"facts"}),
     "older certificate": (fact("context", "transport.certificateAgeHours", 12), {"facts"}),
     "fact of another type": (fact("context", "plan.epsilon", "3"), {"decision", "facts"}),
