@@ -216,7 +216,7 @@ FORGERIES: dict[str, tuple[Change, set[str]]] = {
     "approval by another role": (told({"role": "director"}, "approval"), {"facts"}),
     "approval that nobody gave": (fact("context", "approvals", ["director"]), {"facts"}),
     "another epsilon": (fact("context", "plan.epsilon", 1), {"facts"}),
-    "another option": (fact("context", "plan.options", ["depth=2"]), {"facts"}),
+    "another option": (fact("context", "plan.options", ["model.depth=2"]), {"facts"}),
     "less noise": (fact("context", "plan.noiseMultiplier", 99_000_000, **DENIED), {"decision"}),
     "plan of what waits": (fact("context", "plan.rounds", 1, **WAITS), {"facts"}),
     "account of more epsilon": (fact("context", "account.epsilonLimit", 11_000_000), {"facts"}),
