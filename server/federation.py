@@ -196,7 +196,8 @@ class Federation:
             participations[name] = participations.get(name, 0) + count
         report = RoundReport(number, len(gathered.answered), texts_of(gathered.missing), metrics)
         remembered = strategies.remembered(self._strategy)
-        return State(number, model, remembered, participations, excluded, (*state.history, report))
+        trained = tuple(sorted({*state.trained, *gathered.answered}))
+        return State(number, model, remembered, participations, excluded, (*state.history, report), trained)
 
     def _gather(self, state: State, number: int) -> tuple[_Gathered, dict[str, int]]:
         """Ask the cohort; ask again where an attempt was lost, as far as the spare rounds reach."""

@@ -133,6 +133,11 @@ def run_of(submission: AnySubmission) -> Entity:
     return _run(submission.run_id, submission.body.operator, project, RunState.SUBMITTED)
 
 
+def entity_of(record: RunRecord) -> Entity:
+    """A run as the book has it."""
+    return _run(record.run_id, record.operator, record.project, record.state, record.members)
+
+
 def _run(run_id: str, operator: str, project: str | None, state: str, members: frozenset[str] = frozenset()) -> Entity:
     attributes = {
         "operator": _reference(("Operator", operator)),
@@ -155,9 +160,7 @@ def _about_run(questions: Questions, request: Any, peer: Peer) -> _About:
     except UsageError as error:
         nothing = _run(_name_of(run_id), "", None, "unknown")
         return _About(nothing, f"run {run_id[:_SHOWN]!r}", problem=error)
-    standing = record.standing  # members are those that were asked to train; of an app's run, all that took part
-    members = frozenset(standing.get("participations", standing.get("members", ())))
-    return _About(_run(run_id, record.operator, record.project, record.state, members), f"run {run_id}")
+    return _About(entity_of(record), f"run {run_id}")
 
 
 def _about_submission(questions: Questions, request: Any, peer: Peer) -> _About:

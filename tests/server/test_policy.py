@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,6 +147,17 @@ def test_question_tells_who_calls_and_when() -> None:
     }
     assert question.context["transport"] == {"tls": 13, "certificateAgeHours": 5}
     assert question.context["time"]["weekday"] in ("tuesday", "wednesday", "thursday")  # the machine's own zone
+
+
+def test_model_is_for_the_nodes_that_trained_and_not_for_all_that_were_asked() -> None:
+    asked = a_run("run-1", members=("answered", "silent"))
+    trained = replace(asked, standing=asked.standing | {"trained": ["answered"]})
+    model = "/privet.v1.Nodes/Model"
+    policy = shipped_policy(facts=Facts({"run-1": trained, "older": asked}))
+    policy.check(peer(Role.NODE, "answered"), model, pb.RunRequest(run_id="run-1"))
+    with pytest.raises(RefusedError, match="silent may not take the model of run run-1: no rule permits it"):
+        policy.check(peer(Role.NODE, "silent"), model, pb.RunRequest(run_id="run-1"))
+    policy.check(peer(Role.NODE, "silent"), model, pb.RunRequest(run_id="older"))  # it was not kept who answered
 
 
 def test_rules_may_speak_of_every_term_of_a_plan(make_submission: MakeSubmission) -> None:
