@@ -276,6 +276,40 @@ def test_answer_that_needs_an_approval_waits_though_the_run_was_admitted(ward: I
         ward.train(submission, 3)
 
 
+def test_attack_charged_runs_past_their_expiry_push_each_other_out(ward: Institution) -> None:
+    """Two runs that go on after their submissions expired, and a rule that asks a person: one entry each, and each can
+    be approved.
+    """
+    ward.write_policy(EVERYTHING)
+    first, second = ward.submission("run-1"), ward.submission("run-2")
+    for submission in (first, second):
+        assert asks(ward, submission) == "admitted"
+        ward.train(submission, 1)
+    ward.write_policy(STEWARD + EVERYTHING)
+    ward.clock.moment += timedelta(days=40)
+    for _ in range(5):
+        for submission in (first, second):
+            with pytest.raises(RefusedError, match="asks for the approval"):
+                ward.train(submission, 2)
+    assert [kinds(ward, run).count("decision pending") for run in ("run-1", "run-2")] == [1, 1]
+    for run, submission in (("run-1", first), ("run-2", second)):
+        say(ward.accounts, run, "data-steward", "approved", "it may go on")
+        ward.train(submission, 2)
+
+
+def test_charge_that_is_given_back_waits_for_nobody(ward: Institution) -> None:
+    ward.write_policy(EVERYTHING)
+    submission = ward.submission("run-1")
+    assert asks(ward, submission) == "admitted"
+    ward.write_policy(STEWARD + EVERYTHING)
+    with pytest.raises(RefusedError, match="asks for the approval"):
+        ward.train(submission, 1)
+    assert list(ward.accounts.book.pending) == [("run-1", submission.hash)]
+    ward.clock.moment += timedelta(days=31)
+    asks(ward, ward.submission("run-2"))
+    assert [run for run, _ in ward.accounts.book.pending] == ["run-2"]
+
+
 def test_approvals_survive_a_snapshot(ward: Institution) -> None:
     ward.write_policy(STEWARD + ETHICS + EVERYTHING)
     asks(ward, ward.submission("run-1"))
