@@ -23,6 +23,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
     "opacus": ("client/gradients.py", "client/prv.py"),
     "flwr": (
         "client/app.py",
+        "client/app_run.py",
         "client/app_worker.py",
         "client/describer.py",
         "client/flower_app.py",
