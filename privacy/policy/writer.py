@@ -39,7 +39,7 @@ class Grant:
     """Who may do what, on which terms. A task with its data set, or an app; a bound that is None is not set.
 
     `epsilon`: of all runs of the operator on the data set's account together; with `project`, of the project's.
-    `key`: fingerprint; empty where the operator is known by name alone. `has_peers`: whether parties are pinned, so that
+    `key`: fingerprint; empty where the operator is known by name alone. `has_peers`: whether parties are pinned; then
     only these count. `hours`: from the first to before the second.
     """
 

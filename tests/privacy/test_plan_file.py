@@ -54,7 +54,7 @@ def test_a_plan_reads() -> None:
             "rounds = 3\nspare_rounds = 1",
             "plan.toml:5: run.spare_rounds: unknown key; did you mean spare",
         ),
-        ("rounds = 3", "rounds = 3\nzzz = 1", "plan.toml:5: run.zzz: unknown key; known: dataset, name, project, rounds,"),
+        ("rounds = 3", "rounds = 3\nzzz = 1", "plan.toml:5: run.zzz: unknown key; known: dataset, name, project,"),
         ("[training]", "[[training]]", "plan.toml:6: training: input should be a valid dictionary or instance of"),
         ("rounds = 3", 'rounds = 3\n"näme\u2028" = 1 # \u2028', "plan.toml:5: run.näme\u2028: unknown key"),
     ],
