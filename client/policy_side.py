@@ -48,6 +48,10 @@ class NodeSide:
         """The policy's file."""
         return home.policy
 
+    def needs_no_file(self, home: Home) -> bool:
+        """A node without a policy permits nothing."""
+        return False
+
     def known(self, home: Home, passphrase: bytes | None) -> Known:
         """What was declared and pinned here. Data sets are left out where the ledger cannot be opened."""
         settings = NodeSettings.read(home.settings)
