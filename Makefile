@@ -11,7 +11,7 @@ demo: .venv/run.stamp
 	$(BIN)/privet simulate --compare
 
 test: .venv/dev.stamp
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 # Kills, cuts and floods that take their time; CI runs these too.
 test-slow: .venv/dev.stamp

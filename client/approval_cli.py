@@ -1,18 +1,22 @@
 """`privet node pending`, `approve` and `reject`: what waits for a person, and what the person says, with a reason.
 
-A plan is shown as it was signed, from the ledger's entry. What is said holds for that submission alone.
+A plan is shown as it was signed, from the ledger's entry. What is said holds for that submission alone: who types it
+sees its plan before, and its hash afterwards.
 """
 
 import json
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..privacy.budget.accounting import shown
-from ..privacy.budget.approvals import Outcome, say
+from ..privacy.budget.accounts import AccountBook
+from ..privacy.budget.approvals import Outcome, asked_about, say, short
 from ..privacy.budget.asked import Asked, Pending, Said
 from ..privacy.budget.events import RELATION
 from ..privacy.budget.ledger import system_clock
@@ -25,6 +29,9 @@ from ..privacy.plan_app import AnySubmission, AppSubmission, submission_of
 RunId = Annotated[str, typer.Argument(help="The run's id.", metavar="RUN")]
 Role = Annotated[str, typer.Option("--as", help="The role that you speak for, as the policy names it.", metavar="ROLE")]
 Because = Annotated[str, typer.Option(help="The reason, for the record.", metavar="TEXT")]
+Named = Annotated[
+    str, typer.Option("--submission", help="How the submission's hash begins, as `pending` shows it.", metavar="HASH")
+]
 
 
 def pending(passphrase_file: PassphraseFile = None, as_json: AsJson = False) -> None:
@@ -44,36 +51,71 @@ def pending(passphrase_file: PassphraseFile = None, as_json: AsJson = False) -> 
 
 
 def approve(
-    run_id: RunId, role: Role, because: Because, passphrase_file: PassphraseFile = None, as_json: AsJson = False
+    run_id: RunId,
+    role: Role,
+    because: Because,
+    submission: Named = "",
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Approve a run that waits, as one of the roles that its policy asks for.
 
-    The node takes part once every role has approved, and its other rules permit. Your word can be taken back by
+    Where several submissions of the run id are known, name one; at a terminal you see its plan, and are asked. The node
+    takes part once every role has approved, and its other rules permit. Your word can be taken back by
     `privet node reject` until the run is admitted; after that, `privet node withdraw` ends it.
     """
-    _say(run_id, role, "approved", because, passphrase_file, as_json)
+    with _opened(passphrase_file) as accounts:
+        _say(accounts, run_id, role, "approved", because, submission, as_json)
 
 
 def reject(
-    run_id: RunId, role: Role, because: Because, passphrase_file: PassphraseFile = None, as_json: AsJson = False
+    run_id: RunId,
+    role: Role,
+    because: Because,
+    submission: Named = "",
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Reject a run that waits: the operator is told so, and the node takes no part in it.
 
     A later approval by the same role takes the place of the rejection; both stay in the ledger.
     """
-    _say(run_id, role, "refused", because, passphrase_file, as_json)
+    with _opened(passphrase_file) as accounts:
+        _say(accounts, run_id, role, "refused", because, submission, as_json)
 
 
-def _say(run_id: str, role: str, said: Said, because: str, passphrase_file: Path | None, as_json: bool) -> None:
+@contextmanager
+def _opened(passphrase_file: Path | None) -> Iterator[AccountBook]:
     with closed_after(Home.of(os.environ).open_book(passphrase_from(passphrase_file, os.environ))) as accounts:
-        outcome = say(accounts, run_id, role, said, because)
+        yield accounts
+
+
+def _say(
+    accounts: AccountBook, run_id: str, role: str, said: Said, because: str, submission: str, as_json: bool
+) -> None:
+    if sys.stdin.isatty() and not as_json:
+        submission = _confirmed(asked_about(accounts, run_id, submission), said)
+    outcome = say(accounts, run_id, role, said, because, submission)
+    asked = outcome.asked
     if as_json:
         told = {"run_id": run_id, "role": role, "verdict": said, "because": because}
-        print(json.dumps(told | {"missing": list(outcome.missing), "refused_by": list(outcome.refusers)}))
-    elif said == "approved":
+        signed = {"submission_hash": asked.submission, "submission": json.loads(asked.plan)}
+        print(json.dumps(told | {"missing": list(outcome.missing), "refused_by": list(outcome.refusers)} | signed))
+        return
+    if said == "approved":
         print(f"approved run {run_id} as {role}{_still(outcome)}")
     else:
         print(f"rejected run {run_id} as {role}: the node takes no part in it; the ledger holds the reason")
+    for line in _plan(asked):
+        print(f"  {line}")
+
+
+def _confirmed(asked: Pending, said: Said) -> str:
+    """The whole hash of the submission whose plan was shown, once the person has said yes to it."""
+    for line in _plan(asked):
+        print(line)
+    typer.confirm("approve it?" if said == "approved" else "reject it?", abort=True)
+    return asked.submission
 
 
 def _still(outcome: Outcome) -> str:
@@ -103,9 +145,16 @@ def _lines(asked: Asked, one: Pending) -> Iterator[str]:
     missing = asked.missing(one)
     yield f"run {one.run} of operator {one.operator}: waits since {one.since[:19]}Z for {', '.join(missing)}"
     yield f"  asked for by rule {', '.join(one.rules)}; valid until {one.expires}"
-    for line in plan_lines(submission_of(one.plan.encode())):
+    for line in _plan(one):
         yield f"  {line}"
-    yield f'  next: privet node approve {one.run} --as {missing[0]} --because "…", or privet node reject'
+    named = f"{one.run} --submission {short(one)}"
+    yield f'  next: privet node approve {named} --as {missing[0]} --because "…", or privet node reject'
+
+
+def _plan(asked: Pending) -> Iterator[str]:
+    """What a person says something about: the plan, and the hash of what was signed."""
+    yield from plan_lines(submission_of(asked.plan.encode()))
+    yield f"submission {asked.submission}"
 
 
 def plan_lines(submission: AnySubmission) -> Iterator[str]:

@@ -105,6 +105,7 @@ class Link:
         self._answers: dict[bytes, tuple[str, Message]] = {}  # by ask: run and answer, until they are taken
         self._working: set[bytes] = set()
         self._session: Session | None = None
+        self._connection: asyncio.Task[None] | None = None
         self._is_of_use = False
         self._stopped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -114,11 +115,16 @@ class Link:
         pause = _FIRST_PAUSE
         while not self._stopped.is_set():
             self._is_of_use, begin = False, time.monotonic()
+            self._connection = asyncio.create_task(self._connected())
             try:
-                await self._connected()
+                await self._connection
             except PrivetError as error:
                 log.error("%s; try: %s", error.message, error.remedy)
                 self._party.told("refused", error.message)
+            except asyncio.CancelledError:  # what `stop` has ended; else it is this task that is to end
+                task = asyncio.current_task()
+                if not self._stopped.is_set() or (task is not None and task.cancelling()):
+                    raise
             except Exception:  # a defect in one connection ends no node
                 log.exception("the connection ended by a defect")
                 self._party.told("disconnected", "a defect; see the log")
@@ -134,6 +140,9 @@ class Link:
         self._stopped.set()
         if self._session is not None:
             self._session.close()
+        is_welcome = self._session is not None and self._session.is_welcome
+        if self._connection is not None and not is_welcome:  # grpc lets a write wait on for a server that says nothing
+            self._connection.cancel()
 
     @property
     def is_idle(self) -> bool:

@@ -24,6 +24,7 @@ from ..privacy.policy.moments import moment_of, zone_of
 from ..privacy.policy.policy_file import PolicyFile
 from ..privacy.policy.rules import Decision, Entity, Question, Rules, Verdict
 from ..privacy.policy.terms import TRILLIONTH, app_terms_of, rounded_up, terms_of
+from ..privacy.submission import Submission
 from .settings import NodeSettings
 
 TLS = 13  # the channel speaks no other (privacy/channel/credentials.py)
@@ -36,11 +37,12 @@ class NodePolicy:
     def __init__(self, file: PolicyFile, settings: Callable[[], NodeSettings]) -> None:
         self._file = file
         self._settings = settings
+        self._terms: tuple[str, Mapping[str, Any]] = ("", {})  # of the submission that was asked about last
 
     def __call__(self, case: Case) -> Decided:
         """The permission; raise DeniedError where there is none. See decisions.Decide."""
         rules = self._file.rules()
-        question = question_of(case, self._settings())
+        question = question_of(case, self._settings(), self._terms_of)
         decision = rules.decide(question)
         decided = Decided(_body(case, question, decision), _policy_body(rules, case.book))
         refused = _refused_role(case)
@@ -56,6 +58,14 @@ class NodePolicy:
                 Refusal.POLICY_DENIED, decision, decided, decision.why, "privet policy explain PLAN", problem
             )
         return decided
+
+    def _terms_of(self, submission: Submission) -> Mapping[str, Any]:
+        """They are the same in every round of a run. From several threads: replaced, never changed."""
+        known, terms = self._terms
+        if known != submission.hash:
+            terms = terms_of(submission)
+            self._terms = submission.hash, terms
+        return terms
 
     def _denial(
         self, code: Refusal, decision: Decision, decided: Decided, why: str, remedy: str, problem: str = ""
@@ -82,8 +92,10 @@ def hour_that_decides(rules: Rules, settings: NodeSettings, now: datetime) -> tu
     return tuple(moment[word] for word in words)
 
 
-def question_of(case: Case, settings: NodeSettings) -> Question:
-    """What the policy is asked."""
+def question_of(
+    case: Case, settings: NodeSettings, terms: Callable[[Submission], Mapping[str, Any]] = terms_of
+) -> Question:
+    """What the policy is asked. `terms`: gives those of a submission."""
     asker = case.asker
     is_pinned = bool(asker.key_fingerprint) and settings.operators.get(asker.name) == asker.key_fingerprint
     operator = Entity(("Operator", asker.name), {"key": asker.key_fingerprint, "isPinned": is_pinned})
@@ -103,7 +115,7 @@ def question_of(case: Case, settings: NodeSettings) -> Question:
         {"account": case.account.name, "declaredSize": case.dataset.declared_size},
         (task,),
     )
-    context |= {"plan": terms_of(case.submission), "account": _account(case, case.account)}
+    context |= {"plan": terms(case.submission), "account": _account(case, case.account)}
     if case.action != "admit":
         context |= {"cohort": _cohort(case.cohort), "round": case.round, "attempt": case.attempt}
     return Question(operator, case.action, dataset, context, (Entity(task),))

@@ -20,6 +20,7 @@ from ..privacy.policy.check import Known
 from ..privacy.policy.explain import Explained, explained
 from ..privacy.policy.rules import Rules
 from ..privacy.policy.sides import Asked, Logged, LogReader, Report
+from ..privacy.policy.terms import rounded_up
 from ..privacy.policy.units import value_of
 from ..privacy.policy.vocabulary import meant
 from ..privacy.submission import Submission, resolve
@@ -46,6 +47,10 @@ class NodeSide:
     def policy(self, home: Home) -> Path:
         """The policy's file."""
         return home.policy
+
+    def needs_no_file(self, home: Home) -> bool:
+        """A node without a policy permits nothing."""
+        return False
 
     def known(self, home: Home, passphrase: bytes | None) -> Known:
         """What was declared and pinned here. Data sets are left out where the ledger cannot be opened."""
@@ -140,7 +145,8 @@ def _decisions(rules: Rules, case: Case, settings: NodeSettings, only: str) -> S
     parties = plan.aggregation.min_nodes
     cohort = Cohort(parties, parties, bool(settings.peers))
     cases = [replace(case, action=action, cohort=cohort, round=1, attempt=1) for action in actions]
-    return [("", explained(rules, question_of(one, settings))) for one in cases if not only or one.action == only]
+    own = rounded_up(case.charge.epsilon if case.charge else None)
+    return [("", explained(rules, question_of(one, settings), own)) for one in cases if not only or one.action == only]
 
 
 def _of_task(case: Case, decisions: Sequence[tuple[str, Explained]], settings: NodeSettings) -> Report:
@@ -169,13 +175,17 @@ def _of_task(case: Case, decisions: Sequence[tuple[str, Explained]], settings: N
 
 
 def _granting(case: Case, settings: NodeSettings) -> str:
-    """The command that permits the case's plan; empty for one without a claim, which no grant bounds."""
+    """The command that permits the case's plan; empty for one without a claim, which no grant bounds.
+
+    Its epsilon: the plan's claim, which is a little more than what is charged, and what the operator's other runs cost.
+    """
     assert isinstance(case.submission, Submission)
-    if case.submission.claim is None:
+    claim, plan = case.submission.claim, case.submission.plan
+    if claim is None or case.charge is None:
         return ""
-    plan = case.submission.plan
     spent = question_of(case, settings).context["account"]["epsilonOfOperator"]
-    epsilon = value_of(("context", "account", "epsilonOfOperator"), spent)
+    spare = max(0, rounded_up(claim.epsilon) - rounded_up(case.charge.epsilon))
+    epsilon = value_of(("context", "account", "epsilonOfOperator"), spent + spare)
     return _allowing(f"--task {plan.run.task} --dataset {plan.dataset} --epsilon {epsilon}", case.asker)
 
 

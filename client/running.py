@@ -115,8 +115,9 @@ class RunningNode:
             log.error("%s; try: %s", error.message, error.remedy)
         if self._has_news:
             self._has_news = False
-            await asyncio.to_thread(self._write_status, party, party.state)
-            tell_manager(status(f"{party.state} {party.why}".strip()))
+            state, why = party.state, party.why  # it may be another when it is written; that is told next
+            await asyncio.to_thread(self._write_status, party, state)
+            tell_manager(status(f"{state} {why}".strip()))
         elif time.monotonic() >= self._beat:
             self._touch_status()
 

@@ -37,7 +37,10 @@ class RoundReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """A run after `round` rounds: the model, what the strategy remembers, who took part how often."""
+    """A run after `round` rounds: the model, what the strategy remembers, how often each node was asked to train.
+
+    `trained`: the nodes whose update is in it, in order of name.
+    """
 
     round: int
     model: Parameters
@@ -45,6 +48,7 @@ class State:
     participations: dict[str, int]
     excluded: dict[str, str]
     history: tuple[RoundReport, ...]
+    trained: tuple[str, ...] = ()
 
 
 class Checkpoints:
@@ -104,6 +108,7 @@ class Checkpoints:
             participations=told["participations"],
             excluded=told["excluded"],
             history=tuple(RoundReport(**report) for report in told["history"]),
+            trained=tuple(told.get("trained", told["participations"])),  # a file that lacks it is older
         )
 
     def _metadata(self, state: State) -> dict[str, str]:
@@ -112,6 +117,7 @@ class Checkpoints:
             "model": list(state.model),  # the order of names, which safetensors does not keep
             "participations": state.participations,
             "excluded": state.excluded,
+            "trained": list(state.trained),
             "history": [
                 {"round": r.round, "answered": r.answered, "failures": r.failures, "metrics": r.metrics}
                 for r in state.history

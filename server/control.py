@@ -34,6 +34,7 @@ MOST_ONLOOKERS = 256  # each holds a stream and a thread's turn for every event
 VIEW_SECONDS = 2.0  # between two pages of a run to one who follows it: each may cost an accountant 50 ms
 
 _Result = TypeVar("_Result")
+Watching = Callable[[Peer], Callable[[RunRecord], bool]]
 Context = Any  # grpc.aio.ServicerContext, which is generic in types that no handler reads
 
 
@@ -54,13 +55,16 @@ class WitnessFiles(Protocol):
 
 
 class Control:
-    """The service. `peer`: who made the call that is being served."""
+    """The service. `peer`: who made the call that is being served; `watching`: whether one may watch a run."""
 
-    def __init__(self, runs: Runs, nodes: Nodes, witnesses: WitnessFiles, peer: Callable[[Any], Peer]) -> None:
+    def __init__(
+        self, runs: Runs, nodes: Nodes, witnesses: WitnessFiles, peer: Callable[[Any], Peer], watching: Watching
+    ) -> None:
         self._runs = runs
         self._nodes = nodes
         self._witnesses = witnesses
         self._peer = peer
+        self._watching = watching
         self._onlookers = 0
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.View:  # noqa: N802
@@ -71,10 +75,9 @@ class Control:
             return await self._page(record)
 
     async def Runs(self, _: pb.Nothing, context: Context) -> pb.View:  # noqa: N802
-        """The runs, newest first."""
-        async with self._served("Runs", context):
-            records = await asyncio.to_thread(self._runs.book.records)
-            return _view({"runs": [line_of(record) for record in records]})
+        """The runs that the caller may watch, newest first."""
+        async with self._served("Runs", context) as peer:
+            return _view({"runs": await asyncio.to_thread(self._lines, peer)})
 
     async def Run(self, request: pb.RunRequest, context: Context) -> pb.View:  # noqa: N802
         """One run."""
@@ -84,7 +87,7 @@ class Control:
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.View]:  # noqa: N802
         """The events of a run after a number; with `follow` also what comes, until the run has ended."""
         async with self._served("Watch", context):
-            await asyncio.to_thread(self._runs.book.record, request.run_id)  # or an error that names the nearest
+            await asyncio.to_thread(self._runs.book.record, request.run_id)  # or an error
             async with self._looking_on(request.run_id) as (onlooker, woken):
                 async for view in self._told(request, onlooker, woken):
                     yield _view(view)
@@ -183,6 +186,10 @@ class Control:
                 return
             if has_all:
                 await _until(woken, next_page - clock() if is_page_due else None)
+
+    def _lines(self, peer: Peer) -> list[View]:
+        may_watch = self._watching(peer)
+        return [line_of(record) for record in self._runs.book.records() if may_watch(record)]
 
     def _news(self, run_id: str, after: int) -> tuple[RunRecord, list[RunEvent]]:
         """The events first: a run that has ended by then has told them all, or `record.events` says that more came."""

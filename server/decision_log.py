@@ -3,6 +3,7 @@
 The rules:
 1. Every decision is entered, but for what members do by the clock and are permitted: `UNLOGGED`, which would drown the
    rest. A denial is entered whatever it is about. Which nodes a run asks is entered when it changes (joins.py).
+   Which runs stand in a list is not (policy.py).
 2. The file has a largest size. At that it becomes `decisions.jsonl.1`, in place of the one before it: whoever needs
    more copies it elsewhere in time.
 3. The log decides nothing. Where it cannot be written, that is said once in the server's own log, and calls are

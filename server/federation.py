@@ -33,7 +33,7 @@ from .checkpoints import Checkpoints, RoundReport, State
 from .cohort import choose_cohort
 from .events import Answered, Evaluated, Missed, RoundBegun, Saved, Tell, unheard
 from .minds import Minds
-from .replies import Failure, checked_metrics, checked_update, size_of
+from .replies import Failure, checked_metrics, checked_update, code_in, size_of
 from .roll_call import NameOf, RollCall, texts_of
 from .roster import NO_ANSWER, REVISED
 from .witnesses import Witnesses
@@ -110,6 +110,7 @@ class Federation:
         self._tell = tell
         self._muster = muster or (lambda least: None)
         self._strategy = strategies.build_strategy(self._plan)
+        self._may_be_permitted = minds is not None
         self._roll = RollCall(grid, self._description, patience or timeout, tell, name_of, minds)
         self._roster = self._roll.roster
         self._encoded: tuple[Parameters, ArrayRecord] | None = None
@@ -195,7 +196,8 @@ class Federation:
             participations[name] = participations.get(name, 0) + count
         report = RoundReport(number, len(gathered.answered), texts_of(gathered.missing), metrics)
         remembered = strategies.remembered(self._strategy)
-        return State(number, model, remembered, participations, excluded, (*state.history, report))
+        trained = tuple(sorted({*state.trained, *gathered.answered}))
+        return State(number, model, remembered, participations, excluded, (*state.history, report), trained)
 
     def _gather(self, state: State, number: int) -> tuple[_Gathered, dict[str, int]]:
         """Ask the cohort; ask again where an attempt was lost, as far as the spare rounds reach."""
@@ -341,7 +343,13 @@ class Federation:
         least = self._plan.aggregation.min_nodes
         if count < least:
             why = f": {_told(reasons)}" if reasons else ""
-            raise FederationError(f"{count} nodes {deed}, the plan needs {least}{why}", _SEE_NODES)
+            raise FederationError(f"{count} nodes {deed}, the plan needs {least}{why}", self._remedy(reasons))
+
+    def _remedy(self, reasons: dict[str, str]) -> str:
+        """A policy that speaks of hours may permit in the morning what it denies at night: no run waits for that."""
+        if self._may_be_permitted and Refusal.POLICY_DENIED in map(code_in, reasons.values()):
+            return f"submit again, or privet run resume {self._submission.run_id}, when their policy permits"
+        return _SEE_NODES
 
     def _config(self, number: int, attempt: int, cohort: Iterable[str] = ()) -> ConfigRecord:
         """`cohort`: with whom, so that each node can check who has signed that it takes part."""

@@ -7,6 +7,7 @@ issuing.pem, issuing-key.pem       the issuer, held by the server (0600); issuin
 server-chain.pem, server-key.pem   what the server presents; it renews itself
 server.sqlite                      members, projects and runs
 policy.cedar                       who may ask what of the server
+policy-made                        there was a policy here once: where it is gone, nothing is permitted
 decisions.jsonl                    every decision on a call (decision_log.py)
 """
 
@@ -36,6 +37,7 @@ log = logging.getLogger("privet.server")
 FEDERATION = "federation"  # the folder in the coordinator's home
 WARNED_BEFORE = timedelta(days=60)  # the issuer's end: time to fetch the root's key from where it lies
 SERVER = "server"  # the server's own name
+_POLICY_MADE = "policy-made"
 _RESTORE = "restore the federation's folder from its backup"
 
 
@@ -91,6 +93,7 @@ class FederationHome:
         root.save(folder / "root.pem", home.root_key, passphrase, cost)
         if not home.policy.exists():
             write_whole(home.policy, default_policy("server").encode())
+        write_whole(policy_mark(home.policy), b"")
         write_whole(folder / "federation.json", json.dumps(asdict(facts), indent=2).encode() + b"\n")
         return home
 
@@ -184,6 +187,11 @@ class ServerCertificate:
         leaf = x509.load_pem_x509_certificates(chain)[0]
         self._leaf = Certificate.of_der(leaf.public_bytes(Encoding.DER))
         self._presented = Presented(self._key.pem(), chain + self._root, self._root)
+
+
+def policy_mark(policy: Path) -> Path:
+    """What stands beside a server's policy once there was one, also when it was taken away."""
+    return policy.with_name(_POLICY_MADE)
 
 
 def is_federation(folder: Path) -> bool:

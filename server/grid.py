@@ -148,6 +148,10 @@ class GrpcGrid(RunGrid):
             nodes = self._hub.wait_for_change(nodes, left)
         self._check_going_on()
 
+    def has_left(self, node_id: int) -> bool:
+        """See RunGrid."""
+        return self._hub.is_denied(node_id)
+
     def rest(self, seconds: float) -> None:
         """See RunGrid."""
         self._stopped.wait(seconds)

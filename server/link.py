@@ -101,6 +101,7 @@ class Hub:
         self._revision: int | None = None
         self._streams: dict[int, NodeStream] = {}
         self._names: dict[int, str] = {}
+        self._keys: dict[int, str] = {}  # with which a node was connected last
         self._asks: dict[bytes, Ask] = {}
         self._given_up: dict[int, asyncio.TimerHandle] = {}
         self._loop = asyncio.get_running_loop()
@@ -119,6 +120,10 @@ class Hub:
     def name_of(self, node_id: int) -> str:
         """The name in the certificate of a node that was connected once; else empty."""
         return self._names.get(node_id, "")
+
+    def is_denied(self, node_id: int) -> bool:
+        """Whether the key with which the node was connected last is revoked."""
+        return self._keys.get(node_id) in self.denied
 
     def wait_for_change(self, seen: Sequence[NodeView], timeout: float | None) -> Sequence[NodeView]:
         """Who is connected, as soon as that is another than `seen`, or after `timeout` seconds."""
@@ -176,7 +181,7 @@ class Hub:
             before.end("its process opened another stream")
         self._streams[stream.node_id] = stream
         self._left.pop(stream.node_id, None)
-        self._names[stream.node_id] = stream.name
+        self._names[stream.node_id], self._keys[stream.node_id] = stream.name, stream.peer.key_fingerprint
         timer = self._given_up.pop(stream.node_id, None)
         if timer is not None:
             timer.cancel()

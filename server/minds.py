@@ -1,7 +1,8 @@
 """Minds: nodes whose institution has not spoken yet, or may take back what it said; and waiting for them.
 
-A run that lacks nodes waits for those whose approval is pending and for those that are paused, until its submission has
-expired or the operator stops it. Nobody is asked meanwhile: a node tells by its presence that a decision may be other.
+A run that lacks nodes waits for those whose approval is pending and for those that are paused, as long as they are
+members, until its submission has expired or the operator stops it. Nobody is asked meanwhile: a node tells by its
+presence that a decision may be other.
 Between two roll calls there is a rest, or one node that changes its mind all the time would keep the server busy.
 """
 
@@ -26,6 +27,10 @@ class Minds(Protocol):
         """By node: another word whenever what the node refused may be permitted now."""
         ...
 
+    def has_left(self, node_id: int) -> bool:
+        """Whether the node is no member any more."""
+        ...
+
     def wait(self, seen: Mapping[int, str]) -> None:
         """Return when the revisions are other than these, though not at once, or some time later.
 
@@ -45,6 +50,10 @@ class GridMinds:
     def revisions(self) -> Mapping[int, str]:
         """See Minds."""
         return self.grid.revisions()
+
+    def has_left(self, node_id: int) -> bool:
+        """See Minds."""
+        return self.grid.has_left(node_id)
 
     def wait(self, seen: Mapping[int, str]) -> None:
         """See Minds."""

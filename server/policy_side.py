@@ -22,7 +22,7 @@ from ..privacy.policy.terms import app_terms_of, terms_of
 from ..privacy.policy.vocabulary import meant
 from ..privacy.submission import resolve
 from .decision_log import START, Line, as_line, read_decisions
-from .federation_home import FEDERATION, FederationHome, is_federation
+from .federation_home import FEDERATION, FederationHome, is_federation, policy_mark
 
 if TYPE_CHECKING:
     from .members import MemberRecord, Members
@@ -45,6 +45,10 @@ class ServerSide:
     def policy(self, home: Home) -> Path:
         """The policy's file."""
         return FederationHome.load(home.root / FEDERATION).policy
+
+    def needs_no_file(self, home: Home) -> bool:
+        """A federation that was made before there were policies has none; one whose policy was taken away had one."""
+        return not policy_mark(self.policy(home)).exists()
 
     def known(self, home: Home, passphrase: bytes | None) -> Known:
         """The federation's members and projects; nothing where the database cannot be asked."""

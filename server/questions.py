@@ -11,7 +11,7 @@ The rules:
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -36,7 +36,11 @@ class RunFacts(Protocol):
     """What is known of runs: see run_book.py."""
 
     def record(self, run_id: str) -> RunRecord:
-        """One run; raise UsageError, naming the nearest, where there is none of that id."""
+        """One run; raise UsageError where there is none of that id."""
+        ...
+
+    def records(self) -> Sequence[RunRecord]:
+        """The newest runs."""
         ...
 
 
@@ -62,11 +66,15 @@ class ProjectFacts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A call as the policy is asked about it. `deed`: as people call it. `problem`: told where it is permitted."""
+    """A call as the policy is asked about it. `deed`: as people call it. `problem`: told where it is permitted.
+
+    `unknown_run`: the run that there is not, where that is the problem.
+    """
 
     question: Question
     deed: str
     problem: PrivetError | None = None
+    unknown_run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,7 @@ class _About:
     context: Mapping[str, Any] = field(default_factory=dict)
     problem: PrivetError | None = None
     action: str = ""
+    unknown_run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +114,19 @@ class Questions:
         if found is None or peer.identity.role not in found.callers:
             raise ChannelError(f"{peer.identity.uri} may not call {method}", "ask the coordinator for that role")
         about = found.about(self, request, peer)
-        context = {
-            **about.context,
-            "time": moment_of(now, None),
-            "transport": {"tls": TLS, "certificateAgeHours": _age(peer, now)},
-        }
+        context = {**about.context, **_circumstances(peer, now)}
+        question = Question(self._principal(peer), about.action or found.action, about.resource, context)
+        return Asked(question, f"{found.deed} {about.name}".rstrip(), about.problem, about.unknown_run)
+
+    def of_watching(self, peer: Peer, now: datetime) -> Callable[[RunRecord], Question]:
+        """What the policy is asked about a run that would be shown to the peer."""
+        principal, context = self._principal(peer), _circumstances(peer, now)
+        return lambda record: Question(principal, "watch", entity_of(record), context)
+
+    def _principal(self, peer: Peer) -> Entity:
         name, role = peer.identity.name, peer.identity.role
         within = () if role is Role.AUDITOR else self.projects.of(name)  # the schema has no auditors in projects
-        question = Question(
-            principal_of(role, name, peer.key_fingerprint, within),
-            about.action or found.action,
-            about.resource,
-            context,
-        )
-        return Asked(question, f"{found.deed} {about.name}".rstrip(), about.problem)
+        return principal_of(role, name, peer.key_fingerprint, within)
 
 
 def principal_of(role: Role, name: str, key: str, projects: tuple[str, ...]) -> Entity:
@@ -131,6 +139,11 @@ def run_of(submission: AnySubmission) -> Entity:
     """A run that was just submitted: it has no members yet."""
     project = None if isinstance(submission, AppSubmission) else submission.plan.run.project
     return _run(submission.run_id, submission.body.operator, project, RunState.SUBMITTED)
+
+
+def entity_of(record: RunRecord) -> Entity:
+    """A run as the book has it."""
+    return _run(record.run_id, record.operator, record.project, record.state, record.members)
 
 
 def _run(run_id: str, operator: str, project: str | None, state: str, members: frozenset[str] = frozenset()) -> Entity:
@@ -154,10 +167,8 @@ def _about_run(questions: Questions, request: Any, peer: Peer) -> _About:
         record = questions.runs.record(run_id)
     except UsageError as error:
         nothing = _run(_name_of(run_id), "", None, "unknown")
-        return _About(nothing, f"run {run_id[:_SHOWN]!r}", problem=error)
-    standing = record.standing  # members are those that were asked to train; of an app's run, all that took part
-    members = frozenset(standing.get("participations", standing.get("members", ())))
-    return _About(_run(run_id, record.operator, record.project, record.state, members), f"run {run_id}")
+        return _About(nothing, f"run {run_id[:_SHOWN]!r}", problem=error, unknown_run=run_id)
+    return _About(entity_of(record), f"run {run_id}")
 
 
 def _about_submission(questions: Questions, request: Any, peer: Peer) -> _About:
@@ -195,6 +206,11 @@ def _name_of(told: str) -> str:
 
 def _app_context(app: str, name: str, least: int, options: Any) -> Mapping[str, Any]:
     return {"app": app, "name": name, "minNodes": least, "options": list(options)}
+
+
+def _circumstances(peer: Peer, now: datetime) -> Mapping[str, Any]:
+    """The context of every call."""
+    return {"time": moment_of(now, None), "transport": {"tls": TLS, "certificateAgeHours": _age(peer, now)}}
 
 
 def _age(peer: Peer, now: datetime) -> int:

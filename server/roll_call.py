@@ -60,7 +60,7 @@ class RollCall:
     def wait(self, are_enough: Callable[[], bool]) -> None:
         """Where too few take part, wait for those who have not spoken yet; return where there is none of them."""
         awaited = dict[str, Failure]()
-        while self._minds is not None and not are_enough() and (awaited := self.roster.awaited):
+        while self._minds is not None and not are_enough() and (awaited := self._awaited(self._minds)):
             self._tell(Awaited(texts_of(awaited)))
             self._minds.wait(self._revisions)
             self.call()
@@ -78,6 +78,12 @@ class RollCall:
         if leaving:
             self._tell_roll()
         return leaving
+
+    def _awaited(self, minds: Minds) -> dict[str, Failure]:
+        """Who may yet take part; whoever is no member any more may not."""
+        if self.roster.dismiss(minds.has_left):
+            self._tell_roll()
+        return self.roster.awaited
 
     def _enter(self, node_id: int, answer: Member | Failure, present: list[int]) -> None:
         name = self._name_of(node_id) if self._name_of else None

@@ -4,13 +4,14 @@ A node that refused is not asked again, but for one thing: a refusal by its inst
 may be taken back. The node's presence has another `revision` then, and it is asked anew.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from ..privacy.errors import FederationError, Refusal
 from .replies import Failure, Member
 
 NO_ANSWER, OTHER_NAME = "no-answer", "other-name"
+NO_MEMBER = "no-member"  # revoked, or it left the federation
 # A node that says so may say otherwise tomorrow: it is neither left out for good nor waited for while others suffice.
 PASSING = frozenset({Refusal.PAUSED.value})
 # What an institution's rules and people say: asked again when the node says that they have changed, and not before.
@@ -71,6 +72,17 @@ class Roster:
     def awaited(self) -> dict[str, Failure]:
         """Who may yet take part, once somebody there has spoken."""
         return {name: failure for name, failure in self.refused.items() if failure.code in AWAITED}
+
+    def dismiss(self, has_left: Callable[[int], bool]) -> bool:
+        """Whether any of those who are awaited have left the federation: they are not awaited any more.
+
+        Whoever joins it again is asked like one that was never there.
+        """
+        gone = [n for n, one in self._refused.items() if one.failure.code in AWAITED and has_left(n)]
+        for node_id in gone:
+            self._refused[node_id] = replace(self._refused[node_id], failure=Failure(NO_MEMBER))
+            self._settled.discard(node_id)
+        return bool(gone)
 
     def ask_again(self) -> None:
         """Those who gave no answer are asked once more: they may have been busy with what was asked before."""

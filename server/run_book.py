@@ -14,7 +14,7 @@ The rules:
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -132,11 +132,11 @@ class RunBook:
         return True
 
     def record(self, run_id: str) -> RunRecord:
-        """One run; raise UsageError, naming the nearest, where there is none of that id."""
+        """One run; raise UsageError where there is none of that id."""
         with self._transaction() as connection:
             row = connection.execute(_listed().where(_Run.run_id == run_id)).one_or_none()
         if row is None:
-            raise self._unknown(run_id)
+            raise unknown_run(run_id)
         return _record_of(row)
 
     def records(self, *states: RunState) -> list[RunRecord]:
@@ -159,7 +159,7 @@ class RunBook:
         with self._transaction() as connection:
             row = connection.execute(select(*columns).where(_Run.run_id == run_id)).one_or_none()
         if row is None:
-            raise self._unknown(run_id)
+            raise unknown_run(run_id)
         return SignedSubmission(*(bytes(value) for value in row))
 
     def move(
@@ -207,7 +207,7 @@ class RunBook:
         if standing is not None:
             changes["standing"] = _json(standing)
         if not self._change(run_id, _Run.run_id == run_id, changes, kind, body, is_durable=False):
-            raise self._unknown(run_id)
+            raise unknown_run(run_id)
 
     def events(self, run_id: str, after: int = 0) -> list[RunEvent]:
         """The first `MOST_LISTED` events after a number, in order; none for a run that is unknown."""
@@ -257,14 +257,6 @@ class RunBook:
             "events": 1,
         }
 
-    def _unknown(self, run_id: str) -> UsageError:
-        with self._transaction() as connection:
-            query = select(_Run.run_id).order_by(_Run.created.desc()).limit(MOST_LISTED)
-            known = list(connection.execute(query).scalars())
-        nearest = difflib.get_close_matches(run_id[:_NAME], known, n=1, cutoff=0.5)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        return UsageError(f"no run {run_id[:_NAME]}{hint}", "privet run list")
-
     def _now(self) -> str:
         return time_text(self._clock())
 
@@ -280,6 +272,13 @@ class RunBook:
                 f"the server's database failed: {str(error).splitlines()[0]}",
                 "see that it runs and that its disk has room; runs go on when the server is started again",
             ) from None
+
+
+def unknown_run(run_id: str, known: Iterable[str] = ()) -> UsageError:
+    """What is said where there is no run of that id. `known`: the runs of which whoever asks may know."""
+    nearest = difflib.get_close_matches(run_id[:_NAME], list(known), n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return UsageError(f"no run {run_id[:_NAME]}{hint}", "privet run list")
 
 
 def time_text(moment: datetime) -> str:

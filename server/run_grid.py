@@ -23,6 +23,10 @@ class RunGrid(Grid):
     def wait_for_revisions(self, seen: Mapping[int, str], seconds: float) -> None:
         """Return when `revisions` are other than these, or after so long; raise InterruptedRunError when stopped."""
 
+    def has_left(self, node_id: int) -> bool:
+        """Whether the node was revoked, or left the federation: it does not come back by itself."""
+        return False
+
     def rest(self, seconds: float) -> None:
         """Return after so long; raise InterruptedRunError when stopped. At once where nodes do not change."""
 

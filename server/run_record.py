@@ -89,6 +89,15 @@ class RunRecord:
     project: str | None = None
 
     @property
+    def members(self) -> frozenset[str]:
+        """The nodes whose update is in the model; of an app's run, all that took part.
+
+        Of a run that was carried out before that was kept, those that were asked to train.
+        """
+        told = self.standing
+        return frozenset(told.get("trained", told.get("participations", told.get("members", ()))))
+
+    @property
     def has_ended(self) -> bool:
         """Whether nothing more happens unless somebody resumes it."""
         return self.state in ENDED

@@ -146,9 +146,9 @@ class Runs:
         return self.folder_of(run_id).model
 
     def model_of(self, run_id: str, node: str) -> Path:
-        """The same for a node that took part in the run; raise UsageError for any other."""
-        if node not in self.book.record(run_id).standing.get("participations", {}):
-            raise UsageError(f"{node} took no part in run {run_id}", "ask the coordinator for the model")
+        """The same for a node that has trained in the run; raise UsageError for any other."""
+        if node not in self.book.record(run_id).members:
+            raise UsageError(f"{node} has not trained in run {run_id}", "ask the coordinator for the model")
         return self.model_file(run_id)
 
     def wait(self, run_id: str, timeout: float | None = None) -> bool:

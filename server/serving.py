@@ -105,7 +105,8 @@ class Server:
         book, self._projects = RunBook(engine), Projects(engine)
         self._rules, self._decisions = HeldRules(PolicyFile(home.policy)), DecisionLog(home.decisions)
         questions = Questions(home.facts.name, book, self.members, self._projects)
-        self.gate = Gate(self.members, ServerPolicy(self._rules, questions, self._decisions, clock), self._tally.refuse)
+        policy = ServerPolicy(self._rules, questions, self._decisions, clock)
+        self.gate = Gate(self.members, policy, self._tally.refuse)
         self.hub.tell_denied = self.gate.end_denied
         self.runs = Runs(
             book,
@@ -125,7 +126,7 @@ class Server:
         nodes = NodeList(self.hub, self.members, witnesses)
         self._main = (
             streams_handlers(self.hub, peer, self.runs),
-            control_handler(Control(self.runs, nodes, nodes, peer)),
+            control_handler(Control(self.runs, nodes, nodes, peer, policy.watching)),
             membership_handlers(registrar, clock),
         )
         self._enrolment = (enrolment_handlers(registrar, clock),)

@@ -129,6 +129,7 @@ class _Diary:
         sent, received = self._job.grid.traffic()
         self._standing |= {
             "participations": state.participations,
+            "trained": list(state.trained),
             "excluded": state.excluded,
             "metrics": next((report.metrics for report in reversed(state.history) if report.metrics), {}),
             "traffic": [self._before[0] + sent, self._before[1] + received],

@@ -6,7 +6,7 @@ Each check gives what differs, in words. Cohorts cannot be compared: who took pa
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -21,6 +21,11 @@ _INFINITE = Decimal("Infinity")
 # A Renyi account's epsilon comes from logarithms: another machine's may have another last digit. In millionths.
 _LAST_DIGITS = 2
 _SAME_AGE = 1  # hours: an entry's time has no fractions of a second
+# What any zone on earth is ahead of UTC, and in which steps.
+_LEAST_OFFSET, _LARGEST_OFFSET, _STEP = timedelta(hours=-12), timedelta(hours=14), timedelta(minutes=15)
+# From a request to the entry of its decision: a training process may take five minutes to start, and the ledger one.
+_LONGEST_REQUEST = timedelta(minutes=10)
+_MINUTE = timedelta(minutes=1)  # what is told has no seconds, and a clock may be set back a little
 
 
 @dataclass(slots=True)
@@ -81,22 +86,30 @@ def terms_told(submission: AnySubmission | None) -> Mapping[str, Any]:
 
 
 def wrong_time(facts: Facts, entered: str) -> Iterator[str]:
-    """Within a day of the entry, whatever the zone, and a weekday of its date."""
+    """The time of the entry in some zone, up to a request's length before it, and the weekday of its date."""
     time = record_in(facts, "time")
     told = time.get("date")
     try:
         assert isinstance(told, int), "what is compared with a date"
-        moment, entry = date(told // 10000, told // 100 % 100, told % 100), date.fromisoformat(entered[:10])
+        moment, entry = date(told // 10000, told // 100 % 100, told % 100), datetime.fromisoformat(entered)
     except (ValueError, AssertionError, OverflowError):
         yield f"date {told!r} is none"
         return
-    if abs((moment - entry).days) > 1:
-        yield f"date {moment}, and the entry is of {entry}"
     if time.get("weekday") != _WEEKDAYS[moment.weekday()]:
         yield f"weekday {time.get('weekday')!r} of {moment}"
     hour, minute = time.get("hour"), time.get("minute")
     if not (isinstance(hour, int) and 0 <= hour <= 23 and isinstance(minute, int) and 0 <= minute <= 59):
         yield f"hour {hour!r}, minute {minute!r}"
+    elif not _is_of_some_zone(datetime(moment.year, moment.month, moment.day, hour, minute), entry):
+        yield f"{moment} {hour:02}:{minute:02}, which it was in no zone when entered at {entered}"
+
+
+def _is_of_some_zone(local: datetime, entry: datetime) -> bool:
+    """Whether there is an offset with which the local time is that of the entry, or shortly before."""
+    ahead = local - entry.replace(tzinfo=None)
+    latest = _LONGEST_REQUEST + _MINUTE
+    offset = max(_LEAST_OFFSET, -(-(ahead - _MINUTE) // _STEP) * _STEP)
+    return offset <= _LARGEST_OFFSET and offset - ahead <= latest
 
 
 def wrong_dataset(facts: Facts, body: Decided, dataset: Dataset | None, account: Account | None) -> Iterator[str]:

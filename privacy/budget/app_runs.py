@@ -11,7 +11,7 @@ from ..plan_app import AppSubmission
 from .accounts import AccountBook
 from .book import Book
 from .decisions import Asker, Case, Decide
-from .refusals import record_refusal
+from .refusals import step
 from .signer import Signer
 
 
@@ -27,29 +27,23 @@ def admit_app(
     `signer`: who signed the submission; None in a simulation, and where the run was admitted before. `decide`: asks
     the institution's policy. That the institution allowed the app by name was checked before.
     """
-    try:
-        with accounts.transaction() as book:
-            known = "another submission" if submission.run_id in book.runs else book.apps.get(submission.run_id)
-            if known not in (None, submission.hash):
-                raise RefusedError(
-                    Refusal.OTHER_SUBMISSION,
-                    f"run {submission.run_id} was admitted with another submission",
-                    "submit the plan as a new run",
-                )
-            _check_time(submission, now)
-            asker = signer.asker if signer else _known_asker(book, submission)
-            decided = decide(Case(submission, "runApp", asker, now, book)) if decide else None
-            if known is None:
-                for kind, body in decided.entries() if decided else ():
-                    accounts.ledger.append(kind, body)
-                if signer is not None:
-                    accounts.ledger.append("operator", signer.body(submission))
-                accounts.ledger.append("app", _body(submission))
-    except RefusedError as refusal:
-        record_refusal(accounts, submission, refusal)
-        raise
-    finally:
-        accounts.catch_up()
+    with step(accounts, submission) as book:
+        known = "another submission" if submission.run_id in book.runs else book.apps.get(submission.run_id)
+        if known not in (None, submission.hash):
+            raise RefusedError(
+                Refusal.OTHER_SUBMISSION,
+                f"run {submission.run_id} was admitted with another submission",
+                "submit the plan as a new run",
+            )
+        _check_time(submission, now)
+        asker = signer.asker if signer else _known_asker(book, submission)
+        decided = decide(Case(submission, "runApp", asker, now, book)) if decide else None
+        if known is None:
+            for kind, body in decided.entries() if decided else ():
+                accounts.ledger.append(kind, body)
+            if signer is not None:
+                accounts.ledger.append("operator", signer.body(submission))
+            accounts.ledger.append("app", _body(submission))
     accounts.note_progress()
 
 

@@ -4,17 +4,17 @@ Accounts hold budgets, data sets belong to accounts, runs were charged to them. 
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import Any, Self
 
-from .asked import Asked, Pending
+from .asked import Asked, Pending, Subject
 from .filters import FilterName, renyi_epsilon
+from .refused_today import Kind, RefusedToday, kind_of
 
 INFINITE = Decimal("Infinity")
 Key = tuple[str, int, int]
-Refused = tuple[str, str, str]  # run, submission, code
 
 
 @dataclass(slots=True)
@@ -129,13 +129,12 @@ class Book:
         self.facts: dict[str, str] = {}
         self.policies: set[str] = set()
         self.asked = Asked()
-        self.refused: set[Refused] = set()  # of one day, the newest that something was refused on
-        self._refused_on = ""
+        self.refused = RefusedToday()
 
     def apply(self, kind: str, content: Mapping[str, Any], time: str = "") -> None:
         """Add one entry's meaning. Unknown kinds are records of something else, and change nothing here."""
         if kind == "refused":
-            self._refuse(content["run"], content["submission"], content["code"], time[:10])
+            self._refuse(content, content["code"], kind_of(content["code"]), time)
         if kind == "decision":
             self._decide(content, time)
         fold = _FOLDS.get(kind)
@@ -148,8 +147,8 @@ class Book:
         return self.asked.said
 
     @property
-    def pending(self) -> Mapping[str, Pending]:
-        """What waits for a person, by run."""
+    def pending(self) -> Mapping[Subject, Pending]:
+        """What waits for a person, by run and submission."""
         return self.asked.waiting
 
     def signer_of(self, run: str, submission: str) -> KnownSigner | None:
@@ -157,22 +156,18 @@ class Book:
         known = self.signers.get(run)
         return known if known is not None and known.submission == submission else None
 
-    def refused_on(self, day: str) -> Collection[Refused]:
-        """What was refused on a day, the newest that there is; nothing for any other."""
-        return self.refused if day == self._refused_on else ()
-
-    def _refuse(self, run: str, submission: str, code: str, day: str) -> None:
-        if day != self._refused_on:
-            self._refused_on, self.refused = day, set()
-        self.refused.add((run, submission, code))
-
     def _decide(self, content: Mapping[str, Any], time: str) -> None:
         run, verdict = content["run"], content["verdict"]
         if verdict != "permitted":
-            self._refuse(run, content["submission"], refused_as(content), time[:10])
+            self._refuse(content, refused_as(content), "pending" if verdict == "pending" else "denied", time)
         elif content["action"] in _ADMISSIONS:
             self.facts.setdefault(run, content["facts"])
-        self.asked.decide(content, time, is_admission=content["action"] in _ADMISSIONS)
+        charged = self.runs.get(run)
+        is_charged = charged is not None and charged.submission == content["submission"]
+        self.asked.decide(content, time, is_admission=content["action"] in _ADMISSIONS, is_charged=is_charged)
+
+    def _refuse(self, content: Mapping[str, Any], code: str, kind: Kind, time: str) -> None:
+        self.refused.note(time[:10], (content["run"], content["submission"], code), kind, content["operator"])
 
     def dump(self) -> str:
         """Everything, as JSON; `load` reads it back."""
@@ -192,8 +187,7 @@ class Book:
                 "facts": self.facts,
                 "policies": sorted(self.policies),
                 "asked": self.asked.dump(),
-                "refused": sorted(self.refused),
-                "refused_on": self._refused_on,
+                "refused_today": self.refused.dump(),
             },
             default=str,
         )
@@ -220,8 +214,7 @@ class Book:
         book.facts = dict(told.get("facts", {}))
         book.policies = set(told.get("policies", ()))
         book.asked = Asked.load(told.get("asked", {}))
-        book.refused = {(run, submission, code) for run, submission, code in told.get("refused", ())}
-        book._refused_on = told.get("refused_on", "")
+        book.refused = RefusedToday.load(told.get("refused_today", {}))
         return book
 
 
@@ -340,6 +333,7 @@ def _witness(book: Book, content: Mapping[str, Any]) -> None:
 def _release(book: Book, content: Mapping[str, Any]) -> None:
     run = book.runs[content["run"]]
     run.is_released = True
+    book.asked.forget(run.run)
     _spend(book.accounts[run.account], run, Decimal(-1))
 
 

@@ -4,7 +4,7 @@ The rules:
 1. A decision stands before what it permits, in the same durable step: a charge, a `begin`, an answer.
 2. The entry holds everything that was decided on, so that an auditor can decide again. The text of the policy is
    entered once, before its first decision.
-3. What is denied is entered too: the same denial once a day, and no more than `MOST_REFUSALS` with all others.
+3. What is denied is entered too, in the step that decided: the same denial once a day, and so many (refusals.py).
 """
 
 import json

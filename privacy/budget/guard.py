@@ -15,10 +15,11 @@ It stands before every touch of a record. The rules (DESIGN, section 8):
 11. Where the institution has a policy, it is asked before a charge, before each attempt and before each answer leaves;
     what it said is entered in the same step (decisions.py). It is asked before the account: a plan that the policy
     forbids learns nothing of what is left. A run whose first attempt may not begin is not charged.
+12. What is refused is entered in the step that decided (refusals.py). A kept answer leaves again only where the policy
+    permits it now; what permits it then is not entered: the same bytes left before, and that has its permission.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -34,11 +35,12 @@ from .book import DeclaredDataset, KnownSigner, RunCharge
 from .charge import executed_events
 from .decisions import Action, Asker, Body, Case, Cohort, Decide
 from .ledger import Entry
-from .refusals import record_refusal
+from .refusals import record_refusal, step
 from .signer import Signer
 from .witness import Countersigned, Head
 
 Stage = Literal["train", "evaluate"]
+Entries = Sequence[tuple[str, Body]]  # kind and body of each
 _STAGES: tuple[Stage, ...] = ("train", "evaluate")
 _RELEASES: Mapping[Stage, Action] = {"train": "releaseUpdate", "evaluate": "releaseMetric"}
 
@@ -122,17 +124,16 @@ class Guard:
         first: Attempt | None = None,
         cohort: Cohort | None = None,
     ) -> None:
-        """Charge the submission in full, once; raise RefusedError and change nothing but the record of it.
+        """Charge the submission in full, once; raise RefusedError and enter that, and what had expired, and no more.
 
         `signer`: who signed it; None in a simulation, and where the submission was admitted before. `first`: the
         attempt that it is admitted for, with `cohort`. Where the policy would not let it begin, nothing is charged.
         """
-        with self._refusals(submission), self._accounts.transaction():
-            self._accounts.catch_up()
-            run = self._admitted(submission)
-            if run is None:
+        with step(self._accounts, submission):
+            if self._admitted(submission) is None:
                 self._release_expired(now)
-                charge = self._weigh_and_enter(submission, now, signer, first, cohort)
+                permitted, charge = self._weighed(submission, now, signer, first, cohort)
+                self._append(permitted)
                 if signer is not None:
                     self._ledger.append("operator", signer.body(submission))
                 self._ledger.append("charge", charge.body(submission, self.dataset))
@@ -140,11 +141,10 @@ class Guard:
 
     def consider(self, submission: Submission, now: datetime, signer: Signer | None = None) -> None:
         """Raise RefusedError where `admit` would, and enter that; charge nothing."""
-        with self._refusals(submission), self._accounts.transaction():
-            self._accounts.catch_up()
+        with step(self._accounts, submission):
             if self._admitted(submission) is None:
                 self._release_expired(now)
-                self._weigh_and_enter(submission, now, signer, is_trial=True)
+                self._weighed(submission, now, signer)
 
     def weigh(self, submission: Submission, now: datetime) -> Charge:
         """What the submission would cost; raise RefusedError where it would not be admitted. Changes nothing."""
@@ -164,23 +164,22 @@ class Guard:
         Raises RefusedError for an attempt that was spent without an answer, differs from the one that began, or lies
         beyond the charge; ValueError for a submission that was not admitted.
         """
-        with self._refusals(submission), self._accounts.transaction():
+        with step(self._accounts, submission):
             run = self._admitted(submission)
             if run is None:
                 raise ValueError(f"{submission.run_id} was not admitted")
             if attempt.key in run.begun:
                 return _kept(run, attempt)
             _check_within_charge(run, submission.plan, attempt)
-            self._enter_decision(submission, attempt.stage, attempt, cohort)
+            self._append(self._decided(submission, attempt.stage, attempt, cohort))
             if witnessed is not None:
                 self._append_witnessed(witnessed)
             self._ledger.append("begin", _attempt_body(submission, attempt) | {"request": attempt.request_hash})
         return None
 
     def check_release(self, submission: Submission, attempt: Attempt, cohort: Cohort | None = None) -> None:
-        """Raise RefusedError where the policy does not let the answer to a begun attempt leave, and enter that."""
-        with self._refusals(submission):
-            self._accounts.catch_up()
+        """Raise RefusedError where the policy does not let a kept answer leave again, and enter that; see rule 12."""
+        with step(self._accounts, submission):
             self._decided(submission, _RELEASES[attempt.stage], attempt, cohort)
 
     def answered(
@@ -198,11 +197,11 @@ class Guard:
         `done`: what the trainer says that it did (noise multiplier, clip norm, sampling rate, steps) and with what
         (code hash, versions); the auditor compares it with the plan.
         """
-        with self._refusals(submission), self._accounts.transaction():
+        with step(self._accounts, submission):
             run = self._admitted(submission)
             if run is None or run.begun.get(attempt.key) != attempt.request_hash or attempt.key in run.answered:
                 raise ValueError(f"{attempt.key} did not begin so, or was answered already")
-            self._enter_decision(submission, _RELEASES[attempt.stage], attempt, cohort)
+            self._append(self._decided(submission, _RELEASES[attempt.stage], attempt, cohort))
             self._ledger.append("answer", dict(done) | _attempt_body(submission, attempt) | {"answer": answer_hash})
         self._accounts.note_progress()
 
@@ -268,37 +267,35 @@ class Guard:
         """Let go of the ledger."""
         self._ledger.close()
 
-    def _weigh_and_enter(
+    def _weighed(
         self,
         submission: Submission,
         now: datetime,
         signer: Signer | None,
         first: Attempt | None = None,
         cohort: Cohort | None = None,
-        is_trial: bool = False,
-    ) -> Charge:
-        """The cost, once policy and account admit it; the policy is asked first, of the first attempt too."""
+    ) -> tuple[Entries, Charge]:
+        """The permission and the cost, where policy and account admit it; the policy is asked first, of the first
+        attempt too. Enters nothing.
+        """
         dataset = self.dataset
         account = self._accounts.book.accounts[dataset.account]
+        permitted: Entries = ()
         charge = cost_of(submission, account, now)
         if self._decide is not None:
             asker = signer.asker if signer else Asker(submission.body.operator, "")
             case = Case(submission, "admit", asker, now, self._accounts.book, dataset, account, charge)
-            decided = self._decide(case)
+            permitted = self._decide(case).entries()
             if first is not None:  # it is asked again, and entered, when the attempt begins
                 self._decide(first.case(case, first.stage, cohort))
-            for kind, body in () if is_trial else decided.entries():
-                self._ledger.append(kind, body)
         check_charge(submission, dataset, account, charge)
-        return charge
+        return permitted, charge
 
-    def _enter_decision(self, submission: Submission, action: Action, attempt: Attempt, cohort: Cohort | None) -> None:
-        for kind, body in self._decided(submission, action, attempt, cohort):
+    def _append(self, entries: Entries) -> None:
+        for kind, body in entries:
             self._ledger.append(kind, body)
 
-    def _decided(
-        self, submission: Submission, action: Action, attempt: Attempt, cohort: Cohort | None
-    ) -> Sequence[tuple[str, Body]]:
+    def _decided(self, submission: Submission, action: Action, attempt: Attempt, cohort: Cohort | None) -> Entries:
         """What the policy says of an attempt of an admitted run, as it is entered; nothing where there is no policy."""
         if self._decide is None:
             return ()
@@ -308,17 +305,6 @@ class Guard:
         account = book.accounts[book.runs[submission.run_id].account]
         case = Case(submission, action, asker, now, book, self.dataset, account)
         return self._decide(attempt.case(case, action, cohort)).entries()
-
-    @contextlib.contextmanager
-    def _refusals(self, submission: Submission) -> Iterator[None]:
-        """What is refused inside is entered; the book is the newest afterwards."""
-        try:
-            yield
-        except RefusedError as refusal:
-            self.record(submission, refusal)
-            raise
-        finally:
-            self._accounts.catch_up()
 
     def _admitted(self, submission: Submission) -> RunCharge | None:
         run = self._accounts.book.runs.get(submission.run_id)

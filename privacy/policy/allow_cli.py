@@ -68,7 +68,8 @@ def allow_command(at: "Callable[[str | None], Place]") -> Callable[..., None]:
         """Permit an operator a task on a data set, on terms; each becomes a rule of its own."""
         place = at(which)
         _check(place.side.name, task, dataset, app, epsilon, parties or delta or noise or secure_aggregation or project)
-        pinned = place.side.known(place.home, None).pins.get(operator, "")
+        known = place.side.known(place.home, None)
+        pinned = known.pins.get(operator, "")
         key = key.strip().lower()
         if key and pinned and key != pinned:
             raise UsageError(
@@ -88,6 +89,7 @@ def allow_command(at: "Callable[[str | None], Place]") -> Callable[..., None]:
             noise=noise,
             min_nodes=min_nodes,
             parties=parties,
+            has_peers=known.has_peers,
             secure_aggregation=secure_aggregation,
             weekdays=weekdays,
             hours=_hours(hours),

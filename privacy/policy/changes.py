@@ -19,23 +19,28 @@ from .units import name_of, value_of
 _BRACKETED = re.compile(r"(?<!\w)\(([\w.]+)\)")  # Cedar writes (context.plan).epsilon
 _EVERYTHING = {"op": "All"}
 _FARTHEST = 2**50  # where a search for a larger number ends
+_DISTANCES = (1, 2, 3, 5, 17, 101, 1009)  # at which a bound is tried; no two are multiples of one number
 _UNWELCOME = 10  # a plan without a claim is the last thing to advise
 _IS_NOT_PLAN = 1.5  # what the operator cannot change by itself comes second
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One term: what it is, what it would have to be (in words), and a value that would do."""
+    """One term: what it is, what it would have to be (in words), and a value that would do.
+
+    `means`: what that comes to for the plan that is asked about; empty where it says no more.
+    """
 
     term: Term
     now: str
     wanted: str
     value: Any
+    means: str = ""
 
     @property
     def text(self) -> str:
         """Such as `epsilon 3 -> at most 2`."""
-        return f"{name_of(self.term)} {self.now} -> {self.wanted}"
+        return f"{name_of(self.term)} {self.now} -> {self.wanted}" + (f": {self.means}" if self.means else "")
 
 
 def changes(rule: Rule, question: Question, wanted: bool) -> tuple[Change, ...] | None:
@@ -192,9 +197,23 @@ def _halved(fact: Fact, question: Question) -> Change | None:
             for far in _far(now):
                 if _holds(fact, _put(question, term, far)):
                     nearest = _nearest(fact, question, term, far)
-                    word = "at least" if far > now else "at most"
-                    return Change(term, value_of(term, now), f"{word} {value_of(term, nearest)}", nearest)
+                    wanted = f"{_word(fact, question, term, nearest)} {value_of(term, nearest)}"
+                    return Change(term, value_of(term, now), wanted, nearest)
     return None
+
+
+def _word(fact: Fact, question: Question, term: Term, nearest: int) -> str:
+    """A bound only where it holds beyond, and nowhere on the other side of what is: by some numbers of each."""
+    now = value_at(term, question)
+    step = 1 if nearest > now else -1
+
+    def holds(begin: int, towards: int) -> Iterator[bool]:
+        numbers = (begin + towards * distance for distance in _DISTANCES)
+        return (_holds(fact, _put(question, term, number)) for number in numbers if number >= 0)
+
+    if not all(holds(nearest, step)) or any(holds(now, -step)):
+        return "such as"
+    return "at least" if step > 0 else "at most"
 
 
 def _far(now: int) -> Iterator[int]:

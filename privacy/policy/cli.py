@@ -47,9 +47,14 @@ class Place:
         """The policy that ships for this side."""
         return default_policy(self.side.name)
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether there is no file, and the policy that ships holds."""
+        return not self.path.exists() and self.side.needs_no_file(self.home)
+
     def rules(self) -> Rules:
-        """What holds; the shipped policy where a server's home has none, as the server has it."""
-        if self.side.name == "server" and not self.path.exists():
+        """What holds, as the party that runs here has it."""
+        if self.is_shipped:
             return Rules(self.shipped)
         return read_rules(self.path)
 
@@ -93,7 +98,7 @@ def _show(at: At) -> Callable[..., None]:
     def show(which: Which = None, as_json: AsJson = False) -> None:
         """Print the policy, and whether it holds."""
         place = at(which)
-        text = text_at(place.path, place.shipped if place.side.name == "server" else "")
+        text = text_at(place.path, place.shipped if place.is_shipped else "")
         rules, problems = None, tuple[str, ...]()
         try:
             rules = place.rules()

@@ -1,7 +1,7 @@
 """Explained: a decision, by which rules, what each of them saw, and what would have to change."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .changes import Change, changed_by, changes, covers, unmet, value_at
@@ -10,6 +10,8 @@ from .rules import Decision, Question, Rule, Rules, Verdict
 from .units import name_of, value_of
 
 _WORDS = {Verdict.PERMITTED: "permitted", Verdict.DENIED: "refused", Verdict.PENDING: "waits for approval"}
+_SUMS = (("context", "account", "epsilonOfOperator"), ("context", "account", "epsilonOfProject"))  # of single runs
+_EPSILON = ("context", "plan", "epsilon")
 _PARTS = ("principal", "action", "resource")
 
 
@@ -89,11 +91,11 @@ class Explained:
         return told
 
 
-def explained(rules: Rules, question: Question) -> Explained:
-    """The decision on a question, and why."""
+def explained(rules: Rules, question: Question, own: int = 0) -> Explained:
+    """The decision on a question, and why. `own`: what the plan itself costs the account, in millionths of epsilon."""
     decision = rules.decide(question)
     deciding = [rule for rule in rules.rules if rule.id in decision.rules]
-    said = tuple(_said(rule, question) for rule in deciding)
+    said = tuple(_said(rule, question, own) for rule in deciding)
     if decision.is_permitted or decision.error:
         return Explained(question.action, decision, said)
     if not deciding:
@@ -106,10 +108,25 @@ def explained(rules: Rules, question: Question) -> Explained:
     return Explained(question.action, decision, said, near, then)
 
 
-def _said(rule: Rule, question: Question) -> Said:
+def _said(rule: Rule, question: Question, own: int) -> Said:
     found = changes(rule, question, wanted=False) if rule.effect == "forbid" else ()
     missing = unmet(rule, question, wanted=False) if found is None else ()
+    found = found and tuple(_with_own(change, question, own) for change in found)
     return Said(rule.id, rule.line, rule.effect, rule.approval, _seen(rule, question), found, missing)
+
+
+def _with_own(change: Change, question: Question, own: int) -> Change:
+    """With what a smaller sum leaves for the plan itself, once the other runs have theirs; as it was where nothing."""
+    if change.term not in _SUMS:
+        return change
+    left = own - (value_at(change.term, question) - change.value)
+    return replace(change, means=f"this plan at most {_rounded(left)} epsilon") if 0 < left < own else change
+
+
+def _rounded(millionths: int) -> str:
+    """Two digits after the point, never more than there is; all of them where that would be nothing."""
+    short = millionths // 10_000
+    return str(short / 100) if short else value_of(_EPSILON, millionths)
 
 
 def _seen(rule: Rule, question: Question) -> list[tuple[str, str]]:
@@ -163,4 +180,7 @@ def _near_lines(near: Near) -> Sequence[str]:
 def _changes_json(some: tuple[Change, ...] | None) -> list[Mapping[str, str]] | None:
     if some is None:
         return None
-    return [{"term": ".".join(one.term), "now": one.now, "wanted": one.wanted} for one in some]
+    return [
+        {"term": ".".join(one.term), "now": one.now, "wanted": one.wanted} | ({"means": one.means} if one.means else {})
+        for one in some
+    ]

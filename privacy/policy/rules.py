@@ -5,7 +5,8 @@ What Cedar leaves open, and is closed here:
    evaluation, of whatever rule, is a denial that says so. The schema is given with every question.
 2. Every rule has an `@id`, unlike any other's: a denial names it.
 3. Cedar ignores annotations. A denial whose deciding rules all carry `@approval("ROLE")` is `pending`: it waits for a
-   person. It stays a denial for whoever asks, until the context says that the person has approved.
+   person. It stays a denial for whoever asks, until the context says that the person has approved. Nobody is asked in
+   vain: what would be denied also if every role of the policy had approved is denied now, by what denies it then.
 4. The text ends with `END`. A file that was half written may be whole Cedar, and lack what forbids.
 """
 
@@ -13,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -149,6 +150,21 @@ class Rules:
 
     def decide(self, question: Question) -> Decision:
         """The decision; never an exception for what a question holds, but a denial that says what is wrong with it."""
+        found = self._answer(question)
+        if found.verdict is not Verdict.PENDING:
+            return found
+        lifted = self._answer(self._approved(question))
+        return found if lifted.is_permitted else replace(lifted, verdict=Verdict.DENIED, approvals=())
+
+    def _approved(self, question: Question) -> Question:
+        """The question as it is once every role that the policy names has approved; some have no approvals."""
+        if "approvals" not in question.context:
+            return question
+        roles = {rule.approval for rule in self.rules if rule.approval} | set(question.context["approvals"])
+        return replace(question, context=dict(question.context) | {"approvals": sorted(roles)})
+
+    def _answer(self, question: Question) -> Decision:
+        """What Cedar says; pending where approvals might lift what forbids."""
         request = {
             "principal": _named(question.principal.uid),
             "action": _named(("Action", question.action)),

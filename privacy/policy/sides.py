@@ -114,6 +114,10 @@ class Side(Protocol):
         """The policy's file."""
         ...
 
+    def needs_no_file(self, home: Home) -> bool:
+        """Whether the policy that ships holds where there is no file."""
+        ...
+
     def known(self, home: Home, passphrase: bytes | None) -> Known:
         """What the party knows by name."""
         ...

@@ -116,9 +116,10 @@ def _evaluation_noise(plan: Plan) -> int:
 
 
 def _options(plan: Plan) -> list[str]:
+    """Each under whose it is: a model may have a key that the strategy has too."""
     told = {key.replace("_", "-"): getattr(plan.aggregation, key) for key in _STRATEGY_OPTIONS}
-    of_strategy = {f"{key}={value}" for key, value in told.items() if value is not None}
-    return sorted(of_strategy | {f"{key}={value}" for key, value in plan.model.items()})
+    of_strategy = {f"strategy.{key}={value}" for key, value in told.items() if value is not None}
+    return sorted(of_strategy | {f"model.{key}={value}" for key, value in plan.model.items()})
 
 
 def _day(text: str) -> int:

@@ -39,7 +39,8 @@ class Grant:
     """Who may do what, on which terms. A task with its data set, or an app; a bound that is None is not set.
 
     `epsilon`: of all runs of the operator on the data set's account together; with `project`, of the project's.
-    `key`: fingerprint; empty where the operator is known by name alone. `hours`: from the first to before the second.
+    `key`: fingerprint; empty where the operator is known by name alone. `has_peers`: whether parties are pinned; then
+    only these count. `hours`: from the first to before the second.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Grant:
     noise: Decimal | None = None
     min_nodes: int | None = None
     parties: int | None = None
+    has_peers: bool = False
     secure_aggregation: bool = False
     weekdays: bool = False
     hours: tuple[int, int] | None = None
@@ -155,8 +157,10 @@ def _bounds(grant: Grant, action: str) -> Iterator[str]:
         words = f"A round takes at least {grant.min_nodes} nodes, as the plan says."
         yield forbid("min-nodes", words, f"{least} >= {grant.min_nodes}")
     if grant.parties is not None:
-        words = f"At least {grant.parties} parties take part in a round, this one among them."
-        yield forbid("parties", words, f"context.cohort.parties >= {grant.parties}", _ROUNDS)
+        pinned = "context.cohort.arePinned && " if grant.has_peers else ""
+        whose = "pinned parties" if grant.has_peers else "parties"
+        words = f"At least {grant.parties} {whose} take part in a round, this one among them."
+        yield forbid("parties", words, f"{pinned}context.cohort.parties >= {grant.parties}", _ROUNDS)
     if grant.secure_aggregation:
         yield forbid("secure-aggregation", "The server sees the sum alone.", "context.plan.secureAggregation")
     if grant.weekdays:

@@ -1,5 +1,6 @@
 """`privet node pending`, `approve` and `reject`, as a person at the institution types them."""
 
+import io
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +46,12 @@ def typed(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) ->
     return told.err if code else told.out
 
 
+def waiting(ward: Institution) -> str:
+    """The hash of the one submission that waits."""
+    [asked] = ward.accounts.catch_up().pending.values()
+    return asked.submission
+
+
 def test_pending_shows_the_plan_as_it_was_signed(ward: Institution, capsys: pytest.CaptureFixture[str]) -> None:
     shown = typed(capsys, "pending")
     for text in (
@@ -53,7 +60,8 @@ def test_pending_shows_the_plan_as_it_was_signed(ward: Institution, capsys: pyte
         "asked for by rule needs-ethics, needs-steward; valid until 20",
         "plan study: task digits, data set ward, 3 rounds",
         "at delta 1e-5 (unit: record, add-or-remove-one)",
-        "next: privet node approve run-1 --as data-steward --because",
+        f"next: privet node approve run-1 --submission {waiting(ward)[:16]} --as data-steward --because",
+        f"  submission {waiting(ward)}\n",
     ):
         assert text in shown, shown
     [told] = json.loads(typed(capsys, "pending", "--json"))
@@ -64,10 +72,13 @@ def test_pending_shows_the_plan_as_it_was_signed(ward: Institution, capsys: pyte
 
 
 def test_approvals_of_all_roles_let_the_run_in(ward: Institution, capsys: pytest.CaptureFixture[str]) -> None:
+    digest = waiting(ward)
     first = typed(capsys, "approve", "run-1", "--as", "ethics-board", *SAID)
-    assert first == "approved run run-1 as ethics-board; it waits for data-steward\n"
+    assert first.startswith("approved run run-1 as ethics-board; it waits for data-steward\n  plan study: task digits")
+    assert first.endswith(f"  submission {waiting(ward)}\n"), "what was approved is told"
     assert "Z for data-steward\n" in typed(capsys, "pending")
     second = json.loads(typed(capsys, "approve", "run-1", "--as", "data-steward", *SAID, "--json"))
+    assert second.pop("submission")["plan"]["run"]["name"] == "study"
     assert second == {
         "run_id": "run-1",
         "role": "data-steward",
@@ -75,9 +86,45 @@ def test_approvals_of_all_roles_let_the_run_in(ward: Institution, capsys: pytest
         "because": "agreed on 3 May",
         "missing": [],
         "refused_by": [],
+        "submission_hash": digest,
     }
     assert typed(capsys, "pending") == "nothing waits for an approval\n"
     assert typed(capsys, "pending", "--json") == "[]\n"
+
+
+class Terminal(io.StringIO):
+    """A person who types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_attack_other_plan_sent_before_the_person_typed(
+    ward: Institution, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run id with two plans: neither is approved by the run id alone, and each shows its plan and its hash."""
+    small = waiting(ward)
+    large = ward.submission("run-1", noise=4.0)
+    assert not ward.admit(large)
+    shown = typed(capsys, "pending")
+    assert f"approve run-1 --submission {small[:16]}" in shown
+    assert f"approve run-1 --submission {large.hash[:16]}" in shown
+    for verb in ("approve", "reject"):
+        told = typed(capsys, verb, "run-1", "--as", "data-steward", *SAID, code=2)
+        assert f"run run-1 was asked for with 2 submissions: {small[:16]}, {large.hash[:16]}" in told
+        assert "name one with --submission" in told
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    named = ("approve", "run-1", "--submission", large.hash[:16], "--as", "data-steward", *SAID)
+    run(["node", *named])
+    seen = capsys.readouterr()
+    assert "plan study: task digits, data set ward, 3 rounds\nclaimed: at most epsilon" in seen.out
+    assert f"submission {large.hash}\n" in seen.out
+    ward.accounts.catch_up()
+    assert ward.accounts.book.approvals == {}, "who sees the other plan says no"
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    typed(capsys, "approve", "run-1", "--submission", small[:16], "--as", "data-steward", *SAID)
+    ward.accounts.catch_up()
+    assert ward.accounts.book.approvals == {small: {"data-steward": "approved"}}
 
 
 def test_rejection_is_told_and_taken_back(ward: Institution, capsys: pytest.CaptureFixture[str]) -> None:

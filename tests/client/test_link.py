@@ -1,6 +1,7 @@
 """The node's side of its stream: what is kept, what is sent again, and what both ends say when it cannot be."""
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -181,6 +182,17 @@ def test_stop_ends_a_link_that_waits_for_its_next_try(server: Server, tmp_path: 
     begin = time.monotonic()
     node.stop()
     assert time.monotonic() - begin < 5
+
+
+def test_stop_ends_a_link_that_waits_for_its_welcome(server: Server, tmp_path: Path) -> None:
+    """Its call is cancelled then, which gRPC tells as if somebody had cancelled the task."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"localhost:{silent.getsockname()[1]}"
+        node = Institution(server.authority.member(tmp_path, "st-marys", address), EchoParty(echo))
+        silent.settimeout(20)
+        connection, _ = silent.accept()
+        with connection:
+            node.stop()
 
 
 def test_revoked_keys_reach_the_node(server: Server, join: Join) -> None:

@@ -120,6 +120,15 @@ def test_explain_of_what_no_rule_permits_names_the_command_that_would(home: Home
     assert tells("policy", "explain", "plan.toml", "--operator", "bob")[0] == 0
 
 
+def test_explain_offers_the_claim_and_says_what_is_left_for_the_plan(home: Home, tells: Tells) -> None:
+    asks = ("policy", "explain", "plan.toml", "--operator", "dr-who", "--set", "privacy.epsilon=3.0")
+    asks = (*asks, "--set", "privacy.noise-multiplier=")
+    home.policy.write_text("// end of policy\n")
+    assert "--epsilon 3 --operator" in tells(*asks)[1].splitlines()[-1]
+    tells(*ALLOW[:-1], "2.5")
+    assert "-> at most 2.5: this plan at most 2.5 epsilon" in tells(*asks)[1]
+
+
 def test_explain_asks_the_account_too(home: Home, tells: Tells) -> None:
     tells("policy", "allow", "--task", "digits", "--dataset", "ward7", "--operator", "dr-who", "--epsilon", "100")
     code, out, _ = tells(

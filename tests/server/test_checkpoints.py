@@ -1,11 +1,15 @@
 """Checkpoints: whole or not at all, and of one submission only."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from privet.privacy.errors import CheckpointError
 from privet.server.checkpoints import KEPT, Checkpoints, RoundReport, State
+from safetensors import safe_open
+from safetensors.numpy import load, save
 
 HASH = "a" * 64
 
@@ -14,7 +18,7 @@ def state_of(number: int) -> State:
     model = {"w": np.full((2, 3), number, np.float32), "a.bias": np.float32(number).reshape(())}
     strategy = {"m_t/w": np.full((2, 3), 0.1, np.float64)}
     history = tuple(RoundReport(n, 2, {"node-3": "no-answer"}, {"accuracy": 0.5}) for n in range(1, number + 1))
-    return State(number, model, strategy, {"node-1": number}, {"node-4": "delta-too-large"}, history)
+    return State(number, model, strategy, {"node-1": number}, {"node-4": "delta-too-large"}, history, ("node-1",))
 
 
 def test_state_reads_back_as_it_was_written(tmp_path: Path) -> None:
@@ -27,12 +31,28 @@ def test_state_reads_back_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read.model[name], array)
         assert read.model[name].shape == array.shape
     assert read.strategy["m_t/w"].dtype == np.float64
-    assert (read.round, read.history, read.participations, read.excluded) == (
+    assert (read.round, read.history, read.participations, read.excluded, read.trained) == (
         3,
         written.history,
         written.participations,
         written.excluded,
+        written.trained,
     )
+
+
+def test_older_checkpoint_says_who_was_asked_and_not_who_trained(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, HASH)
+    checkpoints.save(replace(state_of(3), participations={"node-1": 3, "node-2": 1}))
+    [path] = tmp_path.iterdir()
+    content = load(path.read_bytes())
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    told = json.loads(metadata["state"])
+    del told["trained"]
+    path.write_bytes(save(content, metadata | {"state": json.dumps(told)}))
+    older = checkpoints.newest()
+    assert older is not None
+    assert older.trained == ("node-1", "node-2")
 
 
 def test_no_checkpoint_is_no_state(tmp_path: Path) -> None:

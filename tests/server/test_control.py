@@ -128,6 +128,24 @@ def test_run_of_a_project_is_its_members_alone(office: Office, make_plan: MakePl
     assert list(office.client(bob).model("run-1"))
 
 
+def test_list_of_runs_has_those_that_the_caller_may_watch(office: Office, make_plan: MakePlan) -> None:
+    alice, bob = office.member("alice"), office.member("bob")
+    office.projects.add("heart-failure", datetime.now(UTC), operators=["alice"])
+    for run_id, plan in (("heart-1", make_plan("run.project='heart-failure'")), ("plain-1", make_plan())):
+        office.client(alice).submit(sign(submission_of(plan, run_id=run_id), alice.key, alice.chain))
+    path = office.federation.home.policy
+    own_alone = """
+    @id("own-alone") forbid (principal, action == Action::"watch", resource)
+    when { resource has project } unless { principal in resource.project };
+    """
+    path.write_text(own_alone + path.read_text())
+    assert sorted(run["run_id"] for run in office.client(alice).runs()) == ["heart-1", "plain-1"]
+    assert [run["run_id"] for run in office.client(bob).runs()] == ["plain-1"]
+    with pytest.raises(ControlError) as error:
+        office.client(bob).run("heart-2")
+    assert error.value.message == "no run heart-2"
+
+
 def test_project_that_there_is_not_is_an_error_that_names_the_nearest(
     office: Office, alice: ControlClient, make_plan: MakePlan
 ) -> None:

@@ -334,7 +334,7 @@ def test_only_one_who_may_ask_learns_that_there_is_no_such_run(role: Role, certi
     assert call.ended_with is not None
     if role is Role.OPERATOR:
         assert (call.ended_with[0], refused) == (grpc.StatusCode.INVALID_ARGUMENT, [])
-        assert call.told["message"] == "no run run-2"
+        assert call.told["message"] == "no run run-2; did you mean run-1?"
     else:
         assert call.ended_with[0] is grpc.StatusCode.PERMISSION_DENIED
         assert call.told["message"] == "some-node may not watch run 'run-2': no rule permits it"

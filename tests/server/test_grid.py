@@ -207,6 +207,22 @@ def test_waiting_for_a_changed_mind_ends_when_a_node_comes_or_resumes(server: Se
     assert not waiting.is_alive()
 
 
+def test_node_that_is_revoked_has_left_and_ends_the_waiting(server: Server, join: Join) -> None:
+    node = join("a")
+    join("b")
+    grid = grid_of(server)
+    first, second = grid.get_node_ids()
+    waiting, is_waiting = changes(grid)
+    assert is_waiting()
+    assert not grid.has_left(first)
+    server.roll.deny(node.member.key.fingerprint)
+    waiting.join(LONG)
+    assert not waiting.is_alive()
+    assert grid.has_left(first)
+    assert not grid.has_left(second)
+    assert not grid.has_left(999)
+
+
 def test_waiting_for_a_changed_mind_ends_in_time_and_when_stopped(server: Server, join: Join) -> None:
     join("a")
     grid = grid_of(server)

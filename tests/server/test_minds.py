@@ -30,6 +30,7 @@ class Institution(FakeNode):
 
     says: str = ""
     revision: int = 0
+    has_left: bool = False
     described: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -54,6 +55,9 @@ class FakeMinds:
     def revisions(self) -> Mapping[int, str]:
         return {100 + place: str(getattr(node, "revision", 0)) for place, node in enumerate(self._nodes)}
 
+    def has_left(self, node_id: int) -> bool:
+        return getattr(self._nodes[node_id - 100], "has_left", False)
+
     def wait(self, seen: Mapping[int, str]) -> None:
         self.waited += 1
         assert self._happenings, "waits, and nobody is left who could speak"
@@ -61,9 +65,13 @@ class FakeMinds:
 
 
 def federate(
-    submission: Submission, nodes: list[FakeNode], folder: Path, *happenings: Callable[[], None]
+    submission: Submission,
+    nodes: list[FakeNode],
+    folder: Path,
+    *happenings: Callable[[], None],
+    told: list[Happening] | None = None,
 ) -> tuple[State, list[Happening], FakeMinds]:
-    told: list[Happening] = []
+    told = [] if told is None else told
     minds = FakeMinds(nodes, *happenings)
     checkpoints = Checkpoints(folder, submission.hash)
     federation = Federation(
@@ -120,8 +128,10 @@ def test_run_goes_on_without_who_is_not_needed_and_takes_it_in_later(make_submis
 @pytest.mark.parametrize("says", ["policy-denied: epsilon", "approval-refused: needs-steward", "budget-exhausted"])
 def test_run_does_not_wait_for_who_has_said_no(make_submission: Make, tmp_path: Path, says: str) -> None:
     nodes = [FakeNode("node-1"), Institution("node-2", says=says)]
-    with pytest.raises(FederationError, match=f"1 nodes say who they are, the plan needs 2: node-2 {says}"):
+    with pytest.raises(FederationError, match=f"1 nodes say who they are, the plan needs 2: node-2 {says}") as error:
         federate(make_submission(), nodes, tmp_path)
+    may_be_permitted_later = error.value.remedy == "submit again, or privet run resume run-1, when their policy permits"
+    assert may_be_permitted_later is says.startswith("policy-denied")
 
 
 def test_rejection_ends_the_waiting(make_submission: Make, tmp_path: Path) -> None:
@@ -133,6 +143,25 @@ def test_rejection_ends_the_waiting(make_submission: Make, tmp_path: Path) -> No
             tmp_path,
             lambda: careful.speak("approval-refused: needs-steward"),
         )
+
+
+def test_node_that_is_revoked_is_not_waited_for_any_longer(make_submission: Make, tmp_path: Path) -> None:
+    careful, told = Institution("node-2", says=PENDING), list[Happening]()
+    nodes = [FakeNode("node-1"), careful]
+    with pytest.raises(FederationError, match="1 nodes say who they are, the plan needs 2: node-2 no-member"):
+        federate(make_submission(), nodes, tmp_path, lambda: setattr(careful, "has_left", True), told=told)
+    assert told[-1] == RollCalled(("node-1",), {"node-2": "no-member"})
+
+
+def test_node_that_joins_again_is_asked_again() -> None:
+    roster = Roster()
+    roster.enter(1, "a", Failure("approval-pending"), [1], "before")
+    roster.enter(2, "b", Failure("policy-denied"), [1, 2], "before")
+    assert not roster.dismiss(lambda node_id: node_id == 2), "only who is awaited"
+    assert roster.dismiss(lambda node_id: True)
+    assert not roster.dismiss(lambda node_id: True), "once"
+    assert {name: one.code for name, one in roster.refused.items()} == {"a": "no-member", "b": "policy-denied"}
+    assert roster.strangers([1, 2], {1: "before", 2: "before"}) == [1]
 
 
 def test_policy_that_changed_while_another_was_waited_for_is_asked_again(make_submission: Make, tmp_path: Path) -> None:

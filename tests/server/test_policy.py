@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,12 @@ from privet.privacy.channel.identities import Identity, Role
 from privet.privacy.errors import ChannelError, RefusedError, UsageError
 from privet.privacy.plan_app import AppPlan, resolve_app
 from privet.privacy.policy.policy_file import PolicyFile, default_policy, nothing
-from privet.privacy.policy.rules import END, Rules
+from privet.privacy.policy.rules import END, Decision, Question, Rules
 from privet.privacy.submission import Submission
 from privet.server.decision_log import read_decisions
 from privet.server.policy import HeldRules
 from privet.server.questions import METHODS, Questions
+from privet.server.run_record import RunRecord, RunState
 from server_policy import SHIPPED, Facts, a_run, shipped_policy
 
 MakeSubmission = Callable[..., Submission]
@@ -74,6 +76,25 @@ def test_where_there_was_never_a_policy_the_one_that_ships_holds_until_there_is_
     assert held().hash == SHIPPED.hash
     (tmp_path / "policy.cedar").unlink()
     assert held() is nothing()  # whoever takes it away takes its permissions away
+    assert HeldRules(PolicyFile(tmp_path / "policy.cedar"))() is nothing(), "also after a restart"
+
+
+def test_policy_that_was_taken_away_before_the_server_ever_ran_does_not_come_back(tmp_path: Path) -> None:
+    made = make_federation(tmp_path).home
+    made.policy.unlink()
+    assert HeldRules(PolicyFile(made.policy))() is nothing()
+
+
+def test_policy_holds_where_nothing_can_be_remembered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "policy.cedar"
+    held = HeldRules(PolicyFile(path))
+    path.write_text(default_policy("server"))
+    (tmp_path / "policy-made").mkdir()
+    (tmp_path / "policy-made" / "in the way").touch()
+    assert [held().hash for _ in range(3)] == [SHIPPED.hash] * 3
+    assert caplog.text.count("a restart does not know of the policy") == 1
+    path.unlink()
+    assert held() is nothing()
 
 
 @pytest.mark.parametrize("broken", ["", "permit (", default_policy("server")[:-10]])
@@ -129,6 +150,17 @@ def test_question_tells_who_calls_and_when() -> None:
     assert question.context["time"]["weekday"] in ("tuesday", "wednesday", "thursday")  # the machine's own zone
 
 
+def test_model_is_for_the_nodes_that_trained_and_not_for_all_that_were_asked() -> None:
+    asked = a_run("run-1", members=("answered", "silent"))
+    trained = replace(asked, standing=asked.standing | {"trained": ["answered"]})
+    model = "/privet.v1.Nodes/Model"
+    policy = shipped_policy(facts=Facts({"run-1": trained, "older": asked}))
+    policy.check(peer(Role.NODE, "answered"), model, pb.RunRequest(run_id="run-1"))
+    with pytest.raises(RefusedError, match="silent may not take the model of run run-1: no rule permits it"):
+        policy.check(peer(Role.NODE, "silent"), model, pb.RunRequest(run_id="run-1"))
+    policy.check(peer(Role.NODE, "silent"), model, pb.RunRequest(run_id="older"))  # it was not kept who answered
+
+
 def test_rules_may_speak_of_every_term_of_a_plan(make_submission: MakeSubmission) -> None:
     rules = Rules(
         f"""
@@ -177,6 +209,88 @@ def test_service_of_the_nodes_is_closed_to_others(role: Role, method: str) -> No
     everything = Rules(f'@id("everything") permit (principal, action, resource);\n{END}\n')
     with pytest.raises(ChannelError, match=f"spiffe://hearts/{role}/alice may not call {method}"):
         shipped_policy(rules=lambda: everything).check(peer(role), method, pb.RunRequest(run_id="run-1"))
+
+
+# ---- what a list shows ----
+
+OWN_ALONE = """
+@id("own-alone")
+forbid (principal is Operator, action == Action::"watch", resource)
+when { resource has project }
+unless { principal in resource.project };
+"""
+
+
+def watched(rules: str, runs: dict[str, RunRecord], caller: Peer, log: Path = Path("/dev/null")) -> list[str]:
+    facts = Facts(runs, {"hearts": ("alice",), "lungs": ("bob",)})
+    held = Rules(rules + default_policy("server"))
+    may_watch = shipped_policy(facts=facts, rules=lambda: held, log=log, clock=lambda: NOW).watching(caller)
+    return [run_id for run_id, record in runs.items() if may_watch(record)]
+
+
+def test_list_has_the_runs_that_the_caller_may_watch(tmp_path: Path) -> None:
+    runs = {name: a_run(name, project) for name, project in (("a", "hearts"), ("b", "lungs"), ("c", None))}
+    log = tmp_path / "log"
+    assert watched("", runs, peer()) == ["a", "b", "c"], "by the rules that ship, operators see all"
+    assert watched(OWN_ALONE, runs, peer(), log) == ["a", "c"]
+    assert watched(OWN_ALONE, runs, peer(name="bob")) == ["b", "c"]
+    assert watched(OWN_ALONE, runs, peer(Role.AUDITOR, "dpo")) == ["a", "b", "c"]
+    assert watched(OWN_ALONE, runs, peer(Role.NODE, "st-marys")) == []
+    assert list(read_decisions(log)) == [], "that the list was asked for is entered, and not each run"
+
+
+@pytest.mark.parametrize(
+    ("condition", "seen"),
+    [
+        ('resource == Run::"c"', ["a", "b", "d"]),
+        ('resource == Run // \n ::"c"', ["a", "b", "d"]),
+        ('resource.operator == Operator::"eve"', ["a", "b", "c"]),
+        ('resource.state == "finished"', ["a", "c", "d"]),
+        ('resource.members.contains(Node::"m")', ["b", "c", "d"]),
+        ('resource["\\u{6d}embers"].contains(Node::"m")', ["b", "c", "d"]),
+        ("context.time.hour >= 0", []),
+        ("true", []),
+    ],
+)
+def test_rule_tells_runs_apart_by_whatever_it_may_speak_of(condition: str, seen: list[str]) -> None:
+    """What is decided once for runs that are alike is what is decided for each."""
+    runs = {
+        "a": a_run("a", members=("m",)),
+        "b": replace(a_run("b"), state=RunState.FINISHED),
+        "c": a_run("c"),
+        "d": a_run("d", operator="eve"),
+    }
+    assert (
+        watched(f'@id("not") forbid (principal, action, resource is Run) when {{ {condition} }};\n', runs, peer())
+        == seen
+    )
+
+
+def test_long_list_is_decided_in_a_few_questions() -> None:
+    asked = list[Question]()
+
+    class Counting(Rules):
+        def decide(self, question: Question) -> Decision:
+            asked.append(question)
+            return super().decide(question)
+
+    held = Counting(default_policy("server"))
+    may_watch = shipped_policy(rules=lambda: held).watching(peer())
+    assert all(may_watch(a_run(f"run-{number}", members=("a", "b"))) for number in range(1000))
+    assert len(asked) == 1
+
+
+def test_hint_names_no_run_that_the_caller_may_not_watch() -> None:
+    facts = Facts({"heart-1": a_run("heart-1", "hearts"), "plain": a_run("plain")}, {"hearts": ("alice",)})
+    held = Rules(OWN_ALONE + default_policy("server"))
+    policy = shipped_policy(facts=facts, rules=lambda: held)
+    for method in ("Stop", "Resume", "Run", "Watch", "Model"):
+        asked = f"/privet.v1.Control/{method}", pb.RunRequest(run_id="heart-2")
+        with pytest.raises(UsageError, match=r"no run heart-2; did you mean heart-1\?"):
+            policy.check(peer(), *asked)
+        with pytest.raises(UsageError) as told:
+            policy.check(peer(name="bob"), *asked)
+        assert told.value.message == "no run heart-2"
 
 
 # ---- what a caller hears ----

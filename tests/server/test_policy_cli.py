@@ -19,6 +19,7 @@ from privet.privacy.policy.policy_file import default_policy
 from privet.privacy.policy.rules import END, Decision, Entity, Question, Rules, Verdict
 from privet.server.database import open_database
 from privet.server.decision_log import DecisionLog, read_decisions
+from privet.server.federation_home import policy_mark
 from privet.server.policy_side import ServerSide
 from privet.server.projects import Projects
 from server_policy import shipped_policy
@@ -87,6 +88,7 @@ def test_check_knows_members_and_projects(
 def test_show_of_a_federation_without_a_policy(federation: Federation, capsys: pytest.CaptureFixture[str]) -> None:
     """One that was made before there were policies: the one that ships holds."""
     federation.home.policy.unlink(missing_ok=True)
+    policy_mark(federation.home.policy).unlink()
     assert run(["policy", "show"]) == 0
     shown = capsys.readouterr()
     assert shown.out == default_policy("server")

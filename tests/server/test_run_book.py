@@ -16,7 +16,7 @@ import pytest
 from privet.privacy.errors import FederationError, PrivetError, RefusedError, UsageError
 from privet.privacy.signed import SignedSubmission
 from privet.server.database import open_database
-from privet.server.run_book import BODY_BYTES, MOST_LISTED, RunBook
+from privet.server.run_book import BODY_BYTES, MOST_LISTED, RunBook, unknown_run
 from privet.server.run_record import MAY_FOLLOW, NewRun, RunError, RunState
 from run_grids import CERTIFICATES
 
@@ -243,14 +243,17 @@ def test_threads_that_change_one_run_at_once_never_both_succeed(book: RunBook) -
     assert [event.number for event in book.events("run-1")] == list(range(1, 3 + len(won)))
 
 
-def test_unknown_run_names_the_nearest(book: RunBook) -> None:
+def test_unknown_run_is_an_error_that_names_no_other(book: RunBook) -> None:
+    """Whoever asks may not know of the others: policy.py adds the nearest that it may watch."""
     in_state(book, S.SUBMITTED, "digits-20261122-a1b2")
     for ask in (book.record, book.signed, lambda run_id: book.move(run_id, S.STOPPING)):
-        with pytest.raises(UsageError, match=r"no run digits-20261122-a1b3; did you mean digits-20261122-a1b2\?"):
+        with pytest.raises(UsageError, match=r"no run digits-20261122-a1b3$"):
             ask("digits-20261122-a1b3")
     with pytest.raises(UsageError, match=r"no run nothing-like-it$"):
         book.tell("nothing-like-it", "note", {})
     assert book.events("nothing-like-it") == []
+    known = ["hearts-20261122-ffff", "digits-20261122-a1b2"]
+    assert unknown_run("digits-20261122-a1b3", known).message.endswith("; did you mean digits-20261122-a1b2?")
 
 
 def test_runs_are_listed_newest_first_and_by_state(tmp_path: Path) -> None:

@@ -61,6 +61,19 @@ def test_submitted_run_is_carried_out_and_its_model_written(make: Make, tmp_path
     np.testing.assert_allclose(load(content)["w"], 4 * (10 * 0.5 + 20 * 1.0 + 30 * 1.5) / 60)
 
 
+def test_who_was_asked_and_never_answered_has_not_trained(make: Make, tmp_path: Path) -> None:
+    nodes = [*three()[:2], FakeNode("node-3", train=lambda *_: Refusal.TASK_FAILED.value)]
+    runs = runs_in(tmp_path, lambda: LocalRunGrid(nodes))
+    runs.submit(handed_in(make("run.rounds=1")), "tester")
+    assert ended(runs, "run-1") is RunState.FINISHED
+    record = runs.book.record("run-1")
+    assert record.standing["participations"] == {"node-1": 1, "node-2": 1, "node-3": 1}
+    assert record.members == {"node-1", "node-2"}
+    assert runs.model_of("run-1", "node-1").exists()
+    with pytest.raises(UsageError, match="node-3 has not trained in run run-1"):
+        runs.model_of("run-1", "node-3")
+
+
 def test_event_of_a_round_says_who_answered_with_how_much_and_who_did_not(make: Make, tmp_path: Path) -> None:
     nodes = [*three()[:2], FakeNode("node-3", train=lambda *_: Refusal.BUDGET_EXHAUSTED.value)]
     runs = runs_in(tmp_path, lambda: LocalRunGrid(nodes))

@@ -40,7 +40,7 @@ class Office:
         questions = Questions(name, self.runs.book, members, self.projects)
         policy = ServerPolicy(HeldRules(PolicyFile(home.policy)), questions, DecisionLog(home.decisions))
         self.federation.gates = (Gate(members, policy),)
-        self.control = service(self.runs, self, self, peer)
+        self.control = service(self.runs, self, self, peer, policy.watching)
         self.witness = folder / "witness.jsonl"
 
     def nodes(self) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ PLAN: Mapping[str, Any] = {
     "learningRate": 1_000_000,
     "momentum": 0,
     "weightDecay": 0,
-    "options": ["width=64"],
+    "options": ["model.width=64"],
     "seed": 7,
     "expires": 20270630,
 }

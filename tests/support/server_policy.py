@@ -29,6 +29,9 @@ class Facts:
             raise UsageError(f"no run {run_id}", "privet run list")
         return self.runs[run_id]
 
+    def records(self) -> list[RunRecord]:
+        return list(self.runs.values())
+
     def key_of(self, name: str) -> str:
         return f"key of {name}"
 

@@ -8,6 +8,7 @@ from ledgers import Institution
 from open_policy import EVERYTHING
 from privet.privacy.budget.accounts import AccountBook
 from privet.privacy.budget.approvals import say
+from privet.privacy.budget.asked import Said
 from privet.privacy.budget.book import Book
 from privet.privacy.errors import BudgetError, Refusal, RefusedError, UsageError
 from privet.privacy.submission import Submission
@@ -26,11 +27,17 @@ NEVER = """
 @id("never")
 forbid (principal, action in Action::"participate", resource);
 """
+TOO_LARGE = """
+@id("too-large")
+forbid (principal, action in Action::"participate", resource)
+unless { context.plan.noiseMultiplier >= 8000000 };
+"""
 AT_RELEASE = """
 @id("needs-steward") @approval("data-steward")
 forbid (principal, action == Action::"releaseUpdate", resource)
 unless { context.approvals.contains("data-steward") };
 """
+SAYINGS: tuple[Said, ...] = ("approved", "refused")
 
 
 @pytest.fixture
@@ -132,10 +139,10 @@ def test_pending_names_who_is_still_asked(ward: Institution) -> None:
     ward.write_policy(STEWARD + ETHICS + EVERYTHING)
     asks(ward, ward.submission("run-1"))
     asked = ward.accounts.book.asked
-    assert asked.missing(asked.by_run["run-1"]) == ("data-steward", "ethics-board")
+    assert asked.missing(asked.of_run("run-1")[0]) == ("data-steward", "ethics-board")
     say(ward.accounts, "run-1", "ethics-board", "approved", "agreed")
     asked = ward.accounts.book.asked
-    assert asked.missing(asked.by_run["run-1"]) == ("data-steward",)
+    assert asked.missing(asked.of_run("run-1")[0]) == ("data-steward",)
 
 
 def test_role_that_is_not_asked_for_is_named_with_those_that_are(ward: Institution) -> None:
@@ -173,7 +180,73 @@ def test_nothing_that_has_expired_can_be_approved(ward: Institution) -> None:
     with pytest.raises(UsageError, match="asks for no approval"):
         say(ward.accounts, "run-1", "data-steward", "approved", "agreed")
     asks(ward, ward.submission("run-2"))
-    assert list(ward.accounts.book.asked.by_run) == ["run-2"], "what has expired is forgotten"
+    ward.clock.moment += timedelta(days=7)
+    asks(ward, ward.submission("run-3"))
+    assert [run for run, _ in ward.accounts.book.asked.open] == ["run-2", "run-3"], "what has expired is forgotten"
+
+
+def test_attack_other_plan_sent_while_the_person_reads_the_first(ward: Institution) -> None:
+    """The operator shows a small plan, and sends a large one under the same run id just before the steward types."""
+    small, large = ward.submission("run-1", noise=12.0), ward.submission("run-1", noise=4.0)
+    assert [asks(ward, small), asks(ward, large)] == ["approval-pending"] * 2
+    assert [asked.submission for asked in ward.accounts.book.pending.values()] == [small.hash, large.hash]
+    for said in SAYINGS:
+        with pytest.raises(UsageError, match=f"with 2 submissions: {small.hash[:16]}, {large.hash[:16]}") as error:
+            say(ward.accounts, "run-1", "data-steward", said, "I read the small plan")
+        assert "--submission" in error.value.remedy
+    with pytest.raises(UsageError, match="with no submission 'zzz'"):
+        say(ward.accounts, "run-1", "data-steward", "approved", "I read the small plan", "zzz")
+    outcome = say(ward.accounts, "run-1", "data-steward", "approved", "I read the small plan", small.hash[:16])
+    assert outcome.asked.submission == small.hash
+    assert asks(ward, large) == "approval-pending"
+    assert asks(ward, small) == "admitted"
+    assert ward.accounts.book.asked.open == {}, "no other submission of this run id can be admitted any more"
+
+
+def test_attack_other_plan_sent_once_the_first_has_expired(ward: Institution) -> None:
+    """The plan that was shown is remembered when it can be approved no more: what takes its place has to be named."""
+    small = ward.submission("run-1")
+    asks(ward, small)
+    ward.clock.moment += timedelta(days=31)
+    large = ward.submission("run-1", noise=4.0)
+    asks(ward, large)
+    with pytest.raises(UsageError, match="with 2 submissions"):
+        say(ward.accounts, "run-1", "data-steward", "approved", "I read the small plan")
+    with pytest.raises(UsageError, match="asks for no approval"):
+        say(ward.accounts, "run-1", "data-steward", "approved", "I read the small plan", small.hash)
+
+
+def test_plan_that_asks_again_after_another_adds_nothing_and_stays_known(ward: Institution) -> None:
+    small, large = ward.submission("run-1"), ward.submission("run-1", noise=4.0)
+    for submission in (small, large):
+        asks(ward, submission)
+    before = len(kinds(ward))
+    for submission in (small, large, small):
+        asks(ward, submission)
+    assert len(kinds(ward)) == before
+    assert set(ward.accounts.book.pending) == {("run-1", small.hash), ("run-1", large.hash)}
+
+
+def test_rejection_after_the_policy_froze_an_approved_plan(ward: Institution) -> None:
+    """A stale approval: taken back while another rule forbids the run, and the run stays out when that rule is gone."""
+    submission = ward.submission("run-1")
+    asks(ward, submission)
+    say(ward.accounts, "run-1", "data-steward", "approved", "by mistake")
+    ward.write_policy(STEWARD + NEVER + EVERYTHING)
+    assert asks(ward, submission) == "policy-denied"
+    say(ward.accounts, "run-1", "data-steward", "refused", "it was the other study")
+    ward.write_policy(STEWARD + EVERYTHING)
+    assert asks(ward, submission) == "approval-refused"
+
+
+def test_attack_denied_variant_takes_the_waiting_plan_away(ward: Institution) -> None:
+    ward.write_policy(STEWARD + TOO_LARGE + EVERYTHING)
+    waiting = ward.submission("run-1")
+    assert asks(ward, waiting) == "approval-pending"
+    assert asks(ward, ward.submission("run-1", noise=4.0)) == "policy-denied"
+    assert list(ward.accounts.book.pending) == [("run-1", waiting.hash)]
+    say(ward.accounts, "run-1", "data-steward", "approved", "agreed")
+    assert asks(ward, waiting) == "admitted"
 
 
 def test_policy_that_forbids_ends_the_asking_and_one_that_asks_again_begins_it(ward: Institution) -> None:
@@ -184,7 +257,9 @@ def test_policy_that_forbids_ends_the_asking_and_one_that_asks_again_begins_it(w
     assert ward.accounts.book.pending == {}
     ward.write_policy(STEWARD + EVERYTHING)
     assert asks(ward, submission) == "approval-pending"
-    assert list(ward.accounts.book.pending) == ["run-1"], "the same denial of one day, and yet it is asked about"
+    assert [run for run, _ in ward.accounts.book.pending] == ["run-1"], (
+        "the same denial of one day, and yet it is asked about"
+    )
 
 
 def test_answer_that_needs_an_approval_waits_though_the_run_was_admitted(ward: Institution) -> None:
@@ -193,12 +268,46 @@ def test_answer_that_needs_an_approval_waits_though_the_run_was_admitted(ward: I
     assert asks(ward, submission) == "admitted"
     with pytest.raises(RefusedError, match="asks for the approval of data-steward"):
         ward.train(submission, 1)
-    assert list(ward.accounts.book.pending) == ["run-1"]
+    assert [run for run, _ in ward.accounts.book.pending] == ["run-1"]
     say(ward.accounts, "run-1", "data-steward", "approved", "agreed")
     ward.train(submission, 2)
     say(ward.accounts, "run-1", "data-steward", "refused", "that is enough")
     with pytest.raises(RefusedError, match="data-steward has refused"):
         ward.train(submission, 3)
+
+
+def test_attack_charged_runs_past_their_expiry_push_each_other_out(ward: Institution) -> None:
+    """Two runs that go on after their submissions expired, and a rule that asks a person: one entry each, and each can
+    be approved.
+    """
+    ward.write_policy(EVERYTHING)
+    first, second = ward.submission("run-1"), ward.submission("run-2")
+    for submission in (first, second):
+        assert asks(ward, submission) == "admitted"
+        ward.train(submission, 1)
+    ward.write_policy(STEWARD + EVERYTHING)
+    ward.clock.moment += timedelta(days=40)
+    for _ in range(5):
+        for submission in (first, second):
+            with pytest.raises(RefusedError, match="asks for the approval"):
+                ward.train(submission, 2)
+    assert [kinds(ward, run).count("decision pending") for run in ("run-1", "run-2")] == [1, 1]
+    for run, submission in (("run-1", first), ("run-2", second)):
+        say(ward.accounts, run, "data-steward", "approved", "it may go on")
+        ward.train(submission, 2)
+
+
+def test_charge_that_is_given_back_waits_for_nobody(ward: Institution) -> None:
+    ward.write_policy(EVERYTHING)
+    submission = ward.submission("run-1")
+    assert asks(ward, submission) == "admitted"
+    ward.write_policy(STEWARD + EVERYTHING)
+    with pytest.raises(RefusedError, match="asks for the approval"):
+        ward.train(submission, 1)
+    assert list(ward.accounts.book.pending) == [("run-1", submission.hash)]
+    ward.clock.moment += timedelta(days=31)
+    asks(ward, ward.submission("run-2"))
+    assert [run for run, _ in ward.accounts.book.pending] == ["run-2"]
 
 
 def test_approvals_survive_a_snapshot(ward: Institution) -> None:

@@ -438,15 +438,17 @@ def test_charge_that_began_is_never_released(
     assert accounts.book.accounts[ACCOUNT].spent_delta == Decimal("2e-5")
 
 
-def test_refusal_gives_back_nothing(ledger: Ledger, make_submission: MakeSubmission, path: Path) -> None:
-    """What is released before a refusal is not released: the refusal undoes the whole step."""
+def test_what_expired_is_released_though_the_step_is_refused(
+    ledger: Ledger, make_submission: MakeSubmission, path: Path
+) -> None:
+    """It is true whatever is decided then, and what is decided rests on it: the entry of a denial says so."""
     accounts = declared(ledger, terms("1000", "1e-5"))
     guard, later = Guard(accounts, DATASET), NOW + timedelta(days=30)
     guard.admit(make_submission(private=True), NOW)
     with refused(Refusal.NOT_VALID_NOW):
         guard.admit(make_submission(private=True, run_id="run-2"), later)
-    assert kinds(path) == ["charge", "refused"]
-    assert accounts.book.accounts[ACCOUNT].spent_delta == Decimal("1e-5")
+    assert kinds(path) == ["charge", "release", "refused"]
+    assert accounts.book.accounts[ACCOUNT].spent_delta == 0
 
 
 # 7. `begin` is durable before the first record is read; a begun attempt is spent.

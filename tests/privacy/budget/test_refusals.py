@@ -1,5 +1,6 @@
 """Who asks again and again fills no ledger: a refusal is entered once a day, and a thousand a day at most."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 from privet.privacy.budget.accounts import AccountBook
 from privet.privacy.budget.guard import Guard
 from privet.privacy.budget.ledger import Ledger
-from privet.privacy.budget.refusals import MOST_REFUSALS, record_refusal
+from privet.privacy.budget.refusals import record_refusal
+from privet.privacy.budget.refused_today import MOST_OF_ALL, MOST_OF_ONE, RefusedToday
 from privet.privacy.errors import Refusal, RefusedError
 from privet.privacy.submission import Submission
 from signed_ledgers import DATASET, declared, key_of, read
@@ -84,12 +86,47 @@ def test_a_restart_does_not_forget_what_was_refused_today(path: Path, days: Days
 
 def test_attack_flood_of_submissions_fills_no_ledger(path: Path, days: Days, make_submission: Make) -> None:
     book = book_of(path, days, is_new=True)
-    for number in range(MOST_REFUSALS + 5):
+    most = MOST_OF_ONE["stranger"]
+    for number in range(most + 5):
         record_refusal(book, make_submission(run_id=f"run-{number}"), refusal())
-    assert len(codes(path)) == MOST_REFUSALS
+    assert len(codes(path)) == most
     days.now += timedelta(days=1)
     record_refusal(book, make_submission(run_id="run-1004"), refusal())
-    assert len(codes(path)) == MOST_REFUSALS + 1
+    assert len(codes(path)) == most + 1
+
+
+def test_attack_flood_of_unsigned_submissions_leaves_room_for_operators() -> None:
+    """Whatever name strangers use: they have one quota together, and operators have theirs, each its own."""
+    today = RefusedToday()
+    for number in range(MOST_OF_ONE["stranger"]):
+        today.note("2026-11-22", (f"run-{number}", "", "not-signed"), "stranger", f"name-{number}")
+    assert not today.has_room("2026-11-22", "stranger", "another-name")
+    assert today.has_room("2026-11-22", "pending", "alice")
+    assert today.has_room("2026-11-22", "denied", "alice")
+    for number in range(MOST_OF_ONE["denied"]):
+        today.note("2026-11-22", (f"run-{number}", "", "admit/denied//"), "denied", "mallory")
+    assert not today.has_room("2026-11-22", "denied", "mallory")
+    assert today.has_room("2026-11-22", "pending", "mallory")
+    assert today.has_room("2026-11-22", "denied", "alice")
+    assert today.has_room("2026-11-23", "denied", "mallory")
+    assert RefusedToday.load(json.loads(json.dumps(today.dump()))).dump() == today.dump()
+
+
+def test_attack_flood_by_many_operators_ends_too() -> None:
+    """The coordinator can name operators without end, where the institution pinned none."""
+    today = RefusedToday()
+    for number in range(MOST_OF_ALL["pending"]):
+        today.note("2026-11-22", ("run", f"{number}", "admit/pending//"), "pending", f"operator-{number}")
+    assert not today.has_room("2026-11-22", "pending", "alice")
+    assert today.has_room("2026-11-22", "denied", "alice")
+
+
+def test_same_thing_entered_again_counts_again() -> None:
+    """What is counted are entries: else two runs, each of which takes the other's place, fill a ledger."""
+    today = RefusedToday()
+    for _ in range(MOST_OF_ONE["pending"]):
+        today.note("2026-11-22", ("run-1", "ab", "train/pending//"), "pending", "alice")
+    assert not today.has_room("2026-11-22", "pending", "alice")
 
 
 def test_refusals_do_not_stop_an_admission(path: Path, days: Days, make_submission: Make) -> None:

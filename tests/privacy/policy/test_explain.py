@@ -1,5 +1,7 @@
 """What is said of a decision is so: every change that is told of lifts what it is told for, and is the nearest."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +29,9 @@ def texts(told: Explained) -> list[str]:
         ('context.approvals.contains("steward")', "approvals none -> with steward"),
         ("context.plan.secureAggregation", "secure-aggregation no -> yes"),
         ("context.plan.rounds * context.plan.localSteps <= 4", "rounds 3 -> at most 2"),
+        ("context.plan.rounds * 3 >= 21", "rounds 3 -> at least 7"),
+        ("context.plan.rounds * 3 != 9", "rounds 3 -> such as 2"),  # 4 would do as well
+        ("context.plan.rounds * 2 == 2", "rounds 3 -> such as 1"),  # 0 would not
         (
             "context.account.epsilonOfOperator <= context.account.epsilonAfter",
             "epsilon of the operator's runs on the account 5 -> at most 3",
@@ -44,6 +49,27 @@ def test_the_change_that_lifts_a_forbid(condition: str, wanted: str) -> None:
     assert told.then is not None
     assert told.then.is_permitted
     assert "  with that it would be permitted" in told.lines()
+
+
+@pytest.mark.parametrize(
+    ("limit", "own", "means"),
+    [
+        (4_000_000, 2_999_993, ": this plan at most 1.99 epsilon"),
+        (4_000_007, 2_999_993, ": this plan at most 2.0 epsilon"),
+        (2_000_009, 3_000_000, ": this plan at most 0.000009 epsilon"),
+        (2_000_000, 3_000_000, ""),
+        (4_000_000, 0, ""),
+    ],
+)
+@pytest.mark.parametrize("whose", ["operator", "project"])
+def test_a_smaller_sum_says_what_is_left_for_the_plan(limit: int, own: int, means: str, whose: str) -> None:
+    rules = rules_of(ALL, forbid_unless("no", f"context.account.epsilonOf{whose.capitalize()} <= {limit}"))
+    asked = question()
+    sums = {"epsilonOfOperator": 5_000_000, "epsilonOfProject": 5_000_000}
+    asked = replace(asked, context={**asked.context, "account": {**asked.context["account"], **sums}})
+    (text,) = texts(explained(rules, asked, own))
+    at_most = f"{limit / 1e6:f}".rstrip("0").rstrip(".")
+    assert text == f"epsilon of the {whose}'s runs on the account 5 -> at most {at_most}{means}"
 
 
 def test_several_terms_change_together() -> None:

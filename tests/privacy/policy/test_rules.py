@@ -181,13 +181,36 @@ def test_denial_waits_for_a_person_only_where_all_that_forbid_do(
 
 
 def test_approval_permits_nothing_by_itself() -> None:
-    """A person may lift a forbid; where no rule permits, the request is denied afterwards too."""
+    """A person may lift a forbid; where no rule permits, the request is denied before and afterwards."""
     rules = Rules(STEWARD.replace('@id("everything") permit (principal, action, resource);', ""))
-    waiting, approved = (
-        rules.decide(of_node("admit", plan__epsilon=1_500_000, approvals=said)) for said in ([], ["data-steward"])
-    )
-    assert (waiting.verdict, waiting.is_permitted) == (Verdict.PENDING, False)
-    assert (approved.verdict, approved.why) == (Verdict.DENIED, "no rule permits it")
+    for said in ([], ["data-steward"]):
+        decision = rules.decide(of_node("admit", plan__epsilon=1_500_000, approvals=said))
+        assert (decision.verdict, decision.why) == (Verdict.DENIED, "no rule permits it")
+
+
+def test_attack_operator_whom_no_rule_permits_fills_what_waits_for_a_person() -> None:
+    """Nobody is asked about what would be denied whatever they say."""
+    permit = '@id("everything") permit (principal, action, resource);'
+    of_bob = permit.replace("(principal,", '(principal == Operator::"bob",')
+    decision = Rules(STEWARD.replace(permit, of_bob)).decide(of_node("admit", plan__epsilon=1_500_000))
+    assert (decision.verdict, decision.rules, decision.approvals) == (Verdict.DENIED, (), ())
+
+
+def test_forbid_that_no_approval_lifts_is_named_and_asks_nobody() -> None:
+    stubborn = """
+@id("stubborn") @approval("board") forbid (principal, action == Action::"admit", resource)
+when { context.plan.epsilon > 1000000 };
+"""
+    decision = Rules(stubborn + STEWARD).decide(of_node("admit", plan__epsilon=1_500_000))
+    assert (decision.verdict, decision.rules) == (Verdict.DENIED, ("stubborn",))
+
+
+def test_permit_that_rests_on_an_approval_waits_for_it() -> None:
+    permit = '@id("everything") permit (principal, action, resource);'
+    asked = permit.replace("action,", 'action in Action::"participate",')
+    if_approved = asked.replace(";", ' when { context.approvals.contains("data-steward") };')
+    decision = Rules(STEWARD.replace(permit, if_approved)).decide(of_node("admit", plan__epsilon=1_500_000))
+    assert (decision.verdict, decision.approvals) == (Verdict.PENDING, ("data-steward",))
 
 
 def test_why_says_the_decision_in_words() -> None:

@@ -102,7 +102,17 @@ def test_a_claim_its_mechanism_and_every_option_are_seen(make_submission: Make) 
     distributed = altered(private, "privacy", mechanism="distributed")
     assert [terms_of(one)["secureAggregation"] for one in (private, distributed)] == [False, True]
     other = make_submission("model.hidden=7", "model.deep=true")
-    assert set(terms_of(other)["options"]) - set(terms_of(without)["options"]) == {"hidden=7", "deep=True"}
+    assert set(terms_of(other)["options"]) - set(terms_of(without)["options"]) == {
+        "model.hidden=7",
+        "model.deep=True",
+    }
+
+
+def test_a_models_option_is_not_taken_for_the_strategys(make_submission: Make) -> None:
+    of_model, of_strategy = make_submission("model.tau=0.2", *ADAM), make_submission("aggregation.tau=0.2", *ADAM)
+    assert "strategy.tau=0.2" in terms_of(of_strategy)["options"]
+    assert "strategy.tau=0.2" not in terms_of(of_model)["options"]
+    assert "model.tau=0.2" in terms_of(of_model)["options"]
 
 
 def altered(submission: Submission, section: str, **values: object) -> Submission:

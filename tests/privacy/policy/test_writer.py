@@ -89,6 +89,14 @@ def test_parties_are_counted_in_rounds_and_not_at_admission() -> None:
     assert decide(few, training) == (False, ("alice-ward7-parties",))
 
 
+def test_parties_that_are_pinned_must_stay_pinned() -> None:
+    """Or whoever empties node.toml lets the coordinator's own count."""
+    few = replace(GRANT, parties=5, has_peers=True)
+    cohort = {"cohort": {"told": 9, "parties": 9, "arePinned": False}, "round": 1, "attempt": 1}
+    training = replace(asked(), action="train", context={**asked().context, **cohort})
+    assert decide(few, training) == (False, ("alice-ward7-parties",))
+
+
 def test_another_key_another_task_another_operator_are_not_permitted() -> None:
     assert decide(GRANT, question(key="cd" * 32)) == (False, ("alice-ward7-epsilon",))
     for found in (question(key=KEY, operator="bob"), question(key=KEY, dataset="ward8")):
