@@ -52,7 +52,7 @@ def kinds(runs: Runs, run_id: str = "run-1") -> list[str]:
 
 def test_submitted_run_is_carried_out_and_its_model_written(make: Make, tmp_path: Path) -> None:
     runs = runs_in(tmp_path)
-    assert runs.submit(handed_in(make()), "tester").state is RunState.SUBMITTED
+    assert runs.submit(handed_in(make()), "tester").run_id == "run-1"
     assert ended(runs, "run-1") is RunState.FINISHED
     assert kinds(runs) == ["submitted", "waiting", "running", "roll", *["round"] * 4, "finished"]
     record, content = runs.book.record("run-1"), runs.model_file("run-1").read_bytes()
