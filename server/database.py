@@ -1,12 +1,14 @@
 """The server's database: SQLite in its home by default, or PostgreSQL by URL. A commit is durable when it returns."""
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Session
 
-from ..privacy.errors import FederationError, UsageError
+from ..privacy.errors import DatabaseError, FederationError, UsageError
 
 _LOCK_SECONDS = 60.0  # how long one writer waits for another; each takes milliseconds
 # A PostgreSQL that cannot be reached, or that stands still, is an error and no thread that waits for ever.
@@ -55,3 +57,23 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     """What a transaction reads stays true until it ends: one at a time, whatever the number of processes."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """A session; raise DatabaseError where the database cannot be asked."""
+    try:
+        with Session(engine) as session:
+            yield session
+    except SQLAlchemyError as error:
+        raise DatabaseError(
+            f"the database cannot be asked: {str(error).splitlines()[0]}",
+            "see that its disk has room and that it runs",
+        ) from None
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Session]:
+    """One transaction; raise DatabaseError where the database cannot be asked."""
+    with reading(engine) as session, session.begin():
+        yield session

@@ -8,21 +8,19 @@ The rules:
 """
 
 import hmac
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import Engine, Float, ForeignKey, String, delete, func, select, update
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from ..privacy.channel.credentials import Peer
 from ..privacy.channel.identities import Certificate, Role
 from ..privacy.channel.token import secret_hash
-from ..privacy.errors import ChannelError, DatabaseError, EnrolmentError
-from .database import Base
+from ..privacy.errors import ChannelError, EnrolmentError
+from .database import Base, reading, writing
 
 FIRST_NODE_ID = 2  # Flower keeps the numbers below for itself
 REMEMBERED = timedelta(days=60)  # a certificate's record after its end: longer than the way back is open
@@ -104,7 +102,7 @@ class Members:
 
     def invite(self, name: str, role: Role, secret: bytes, expires: datetime, replaces: bool = False) -> None:
         """Keep an invitation, in place of an open one for the same name; raise EnrolmentError where it cannot be."""
-        with self._writing() as session:
+        with writing(self._engine) as session:
             member = session.scalar(select(_Member).where(_Member.name == name))
             if member is not None and member.role != role:
                 raise EnrolmentError(f"{name} is known here as {member.role}", "give another name")
@@ -121,7 +119,7 @@ class Members:
 
         Raises EnrolmentError with the reason, which is for the server's log alone.
         """
-        with self._writing() as session:
+        with writing(self._engine) as session:
             invitation = _invitation(session, secret)
             self._check_key(session, key_fingerprint, invitation.name)
             is_first = invitation.redeemed_by is None
@@ -146,7 +144,7 @@ class Members:
         membership ended meanwhile: nothing is certified for one whom another key has replaced.
         """
         name, not_after = certificate.identity.name, certificate.not_after.timestamp()
-        with self._writing() as session:
+        with writing(self._engine) as session:
             standing = session.scalar(select(_Member.standing).where(_Member.name == name))
             if standing != Standing.MEMBER:
                 raise EnrolmentError(f"{name} is not a member any longer", _JOIN)
@@ -189,7 +187,7 @@ class Members:
         asked = select(_Member.role, _Member.standing, _Member.because, kind, known).where(
             _Member.name == identity.name
         )
-        with self._reading() as session:  # one statement: it is asked for every call and every stream
+        with reading(self._engine) as session:  # one statement: it is asked for every call and every stream
             found = session.execute(asked).one_or_none()
         if found is None or found[0] != identity.role:
             raise ChannelError(f"{identity.uri} is not a member", _JOIN)
@@ -203,7 +201,7 @@ class Members:
 
     def node_id(self, name: str) -> int:
         """The number that Flower's interfaces call a node by: 2 or more, one name's for ever."""
-        with self._reading() as session:
+        with reading(self._engine) as session:
             number = session.scalar(select(_Member.id).where(_Member.name == name, _Member.role == Role.NODE))
         if number is None:
             raise ChannelError(f"{name} is not a node of this federation", _JOIN)
@@ -212,22 +210,22 @@ class Members:
     def key_of(self, name: str) -> str:
         """The fingerprint of a member's newest key; empty for one that is not known."""
         newest = select(_Certificate.key_fingerprint).where(_Certificate.name == name)
-        with self._reading() as session:
+        with reading(self._engine) as session:
             return session.scalar(newest.order_by(_Certificate.not_after.desc()).limit(1)) or ""
 
     def denied_keys(self) -> frozenset[str]:
         """The fingerprints of every key that was revoked."""
-        with self._reading() as session:
+        with reading(self._engine) as session:
             return frozenset(session.scalars(select(_Revocation.value).where(_Revocation.kind == "key")))
 
     def revision(self) -> int:
         """A number that changes whenever something was revoked, by any process: rows are added, never removed."""
-        with self._reading() as session:
+        with reading(self._engine) as session:
             return session.scalar(select(func.count()).select_from(_Revocation)) or 0
 
     def revoke(self, name: str, because: str, now: datetime, standing: Standing = Standing.REVOKED) -> None:
         """End a membership: its keys are denied, its open invitation is gone. Nobody else is touched."""
-        with self._writing() as session:
+        with writing(self._engine) as session:
             withdrawn = session.execute(delete(_Invitation).where(_Invitation.name == name)).rowcount  # type: ignore[attr-defined]
             member = session.scalar(select(_Member).where(_Member.name == name))
             if member is None and not withdrawn:
@@ -238,36 +236,20 @@ class Members:
 
     def revoke_certificate(self, certificate: Certificate, because: str, now: datetime) -> None:
         """Deny one certificate by its serial; the member may renew with the key that it has."""
-        with self._writing() as session:
+        with writing(self._engine) as session:
             _deny(session, certificate.identity.name, [certificate.serial], because, now, kind="serial")
 
     def all(self) -> tuple[MemberRecord, ...]:
         """Every member that there is or was, by name."""
-        with self._reading() as session:
+        with reading(self._engine) as session:
             return tuple(_record(session, member) for member in session.scalars(select(_Member).order_by(_Member.name)))
 
     def open_invitations(self, now: datetime) -> tuple[tuple[str, Role, datetime], ...]:
         """Name, role and end of every invitation that nobody has used yet."""
         wanted = select(_Invitation).where(_Invitation.redeemed_by.is_(None), _Invitation.expires > now.timestamp())
-        with self._reading() as session:
+        with reading(self._engine) as session:
             found = session.scalars(wanted.order_by(_Invitation.name))
             return tuple((one.name, Role(one.role), _moment(one.expires)) for one in found)
-
-    @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        try:
-            with Session(self._engine) as session:
-                yield session
-        except SQLAlchemyError as error:
-            raise DatabaseError(
-                f"the database cannot be asked: {str(error).splitlines()[0]}",
-                "see that its disk has room and that it runs",
-            ) from None
-
-    @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        with self._reading() as session, session.begin():
-            yield session
 
     def _check_key(self, session: Session, key_fingerprint: str, name: str) -> None:
         """A denied key stays denied, and one key is one member's: institutions pin keys, not names."""

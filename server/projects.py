@@ -6,18 +6,16 @@ The rules:
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Engine, ForeignKey, String, delete, select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from ..privacy.channel.identities import Role
-from ..privacy.errors import DatabaseError, UsageError
-from .database import Base
+from ..privacy.errors import UsageError
+from .database import Base, reading, writing
 
 _NAME = 64
 
@@ -57,7 +55,7 @@ class Projects:
     def add(self, name: str, now: datetime, operators: Iterable[str] = (), nodes: Iterable[str] = ()) -> Project:
         """The project with these members, made where there was none. Names are unique among all roles (members.py)."""
         wanted = dict.fromkeys(operators, Role.OPERATOR) | dict.fromkeys(nodes, Role.NODE)
-        with self._writing() as session:
+        with writing(self._engine) as session:
             if session.get(_Project, name) is None:
                 session.add(_Project(name=name, created=now.isoformat(timespec="seconds")))
                 session.flush()
@@ -72,7 +70,7 @@ class Projects:
 
     def remove_members(self, name: str, members: Iterable[str]) -> Project:
         """The project without these; raise UsageError where there is no such project, or one of them is not in it."""
-        with self._writing() as session:
+        with writing(self._engine) as session:
             self._check(session, name)
             known = {one.name for one in _belonging(session, name)}
             for member in members:
@@ -85,19 +83,19 @@ class Projects:
 
     def remove(self, name: str) -> None:
         """End the project; raise UsageError where there is none of that name."""
-        with self._writing() as session:
+        with writing(self._engine) as session:
             self._check(session, name)
             session.execute(delete(_Belonging).where(_Belonging.project == name))
             session.execute(delete(_Project).where(_Project.name == name))
 
     def check(self, name: str) -> None:
         """Raise UsageError, which names the nearest, where there is no project of that name."""
-        with self._reading() as session:
+        with reading(self._engine) as session:
             self._check(session, name)
 
     def all(self) -> tuple[Project, ...]:
         """Every project, by name."""
-        with self._reading() as session:
+        with reading(self._engine) as session:
             return tuple(
                 _told(session, name) for name in session.scalars(select(_Project.name).order_by(_Project.name))
             )
@@ -105,14 +103,14 @@ class Projects:
     def of(self, name: str) -> tuple[str, ...]:
         """The projects that a member belongs to, by name."""
         asked = select(_Belonging.project).where(_Belonging.name == name).order_by(_Belonging.project)
-        with self._reading() as session:  # one statement: it is asked for every call
+        with reading(self._engine) as session:  # one statement: it is asked for every call
             return tuple(session.scalars(asked))
 
     def of_nodes(self) -> Mapping[str, tuple[str, ...]]:
         """The projects of each node that belongs to any."""
         asked = select(_Belonging.name, _Belonging.project).where(_Belonging.role == Role.NODE)
         found: dict[str, tuple[str, ...]] = {}
-        with self._reading() as session:
+        with reading(self._engine) as session:
             for name, project in session.execute(asked.order_by(_Belonging.project)):
                 found[name] = (*found.get(name, ()), project)
         return found
@@ -124,22 +122,6 @@ class Projects:
                 f"there is no project {name}{_hint(name, known)}",
                 "privet federation project list, at the coordinator's",
             )
-
-    @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        try:
-            with Session(self._engine) as session:
-                yield session
-        except SQLAlchemyError as error:
-            raise DatabaseError(
-                f"the database cannot be asked: {str(error).splitlines()[0]}",
-                "see that its disk has room and that it runs",
-            ) from None
-
-    @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        with self._reading() as session, session.begin():
-            yield session
 
 
 def _belonging(session: Session, project: str) -> list[_Belonging]:
