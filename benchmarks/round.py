@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 
 ROUNDS, FLOWER_ROUNDS = 200, 5
+POLICY = '@id("all") permit (principal, action, resource);\n// end of policy\n'
 NODES = ("north", "south")
 BIN = Path(sys.executable).parent
 
@@ -161,6 +162,7 @@ def ours() -> float:
             declared = ("--path", str(folder / f"{name}.csv"), "--task", "nothing", "--declared-size", "10")
             account = ("--epsilon", "1", "--delta", "1e-3", "--allow-none")
             processes.run(privet, "dataset", "add", "nothing", *declared, *account, **there)
+            (folder / name / "policy.cedar").write_text(POLICY, encoding="utf-8")
             node = processes.start(name, privet, "node", **there)
             wait_for(lambda node=node: "connected to" in node.read_text(encoding="utf-8"))
         run = json.loads(processes.run(privet, "run", "submit", "plan.toml", "--json", **home))["run_id"]

@@ -50,13 +50,14 @@ wait_for "stop with" "$folder/server.log"
 
 number=0
 for institution in north south; do
-    echo "== $institution: join, allow the app by name, run a node"
+    echo "== $institution: join, allow the app by name and by policy, run a node"
     as coordinator invite "$institution" 2> /dev/null | as "$institution" join - --yes
     : > "$folder/$institution.csv"
     as "$institution" dataset add rows --path "$folder/$institution.csv" --task synthetic \
         --declared-size 100 --epsilon 1 --delta 1e-5 # with it the ledger begins, in which the app's run is entered
     as "$institution" node allow-app quickstart plain_flower_app.client_app:app \
         --set partition-id=$number --set num-partitions=2
+    as "$institution" policy allow --app quickstart --operator coordinator
     PRIVET_HOME="$folder/$institution" privet node > "$folder/$institution.log" 2>&1 &
     started="$started $!"
     number=$((number + 1))
