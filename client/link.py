@@ -121,9 +121,9 @@ class Link:
             except PrivetError as error:
                 log.error("%s; try: %s", error.message, error.remedy)
                 self._party.told("refused", error.message)
-            except asyncio.CancelledError:  # what `stop` has ended; else it is this task that is to end
+            except asyncio.CancelledError:  # by `stop`, or by grpc, which tells a lost call so; or this task is to end
                 task = asyncio.current_task()
-                if not self._stopped.is_set() or (task is not None and task.cancelling()):
+                if task is None or task.cancelling():
                     raise
             except Exception:  # a defect in one connection ends no node
                 log.exception("the connection ended by a defect")

@@ -21,7 +21,7 @@ from ..privacy.parameters import Parameters, is_same
 from ..privacy.submission import Submission
 from .cohort.batches import Member
 from .cohort.check import checked_model
-from .cohort.evaluation import evaluate, evaluation_done
+from .cohort.evaluation import evaluate
 from .cohort.model import CohortModel
 from .cohort.trainer import CohortTrainer, nodes_at_once
 from .cohort.unsupported import UnsupportedError
@@ -85,8 +85,8 @@ class CohortWork:
 
     def _carried(self, is_evaluated: bool, parameters: Parameters, members: Sequence[Member]) -> list[Carried]:
         if is_evaluated:
-            done = evaluation_done(self._submission.plan) | self._made_of
-            return [Carried(Answer(sums=sums), done) for sums in evaluate(self._model, parameters, members)]
+            evaluated = evaluate(self._model, parameters, members)
+            return [Carried(Answer(sums=one.sums), {**one.done, **self._made_of}) for one in evaluated]
         update = self._trainer.train_together(parameters, members)
         done = {**update.done, **self._made_of}
         return [Carried(Answer(parameters=update.of(place)), done) for place in range(len(members))]

@@ -1,6 +1,7 @@
 """Evaluation of many nodes in one pass: all are asked about the same parameters, so their records form one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,14 +9,21 @@ from torch import Tensor
 from ...client.tasks.protocol import Records
 from ...privacy.errors import TaskError
 from ...privacy.parameters import Parameters
-from ...privacy.plan import Plan
 from .batches import Member, Pool
 from .model import CohortModel
 
 EVALUATED_AT_ONCE = 4096  # records
 
 
-def evaluate(model: CohortModel, parameters: Parameters, members: Sequence[Member]) -> list[dict[str, float]]:
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A node's sums, and what was done for them, as LocalTrainer.done tells it."""
+
+    sums: dict[str, float]
+    done: Mapping[str, str]
+
+
+def evaluate(model: CohortModel, parameters: Parameters, members: Sequence[Member]) -> list[Evaluated]:
     """For each node what LocalTrainer.evaluate gives: the sums of the plan's metrics, noised where it makes a claim."""
     model.write_plain(model.joined(parameters))
     pool = Pool(members, model.device)
@@ -25,14 +33,6 @@ def evaluate(model: CohortModel, parameters: Parameters, members: Sequence[Membe
     names = model.plan.evaluation.metrics if model.plan.evaluation else ()
     sums = _sums_by_node(model, whole, owners, len(members), names)
     return [_noised(model, sums[node].tolist(), member) for node, member in enumerate(members)]
-
-
-def evaluation_done(plan: Plan) -> dict[str, str]:
-    """What `evaluate` did for each node, as LocalTrainer.done tells it."""
-    done = {"steps": "1", "sampling_rate": "1.0"}
-    if plan.evaluation is not None and plan.evaluation.noise_multiplier is not None:
-        done["noise_multiplier"] = repr(plan.evaluation.noise_multiplier)
-    return done
 
 
 def _sums_by_node(model: CohortModel, records: Records, owners: Tensor, nodes: int, names: Sequence[str]) -> Tensor:
@@ -52,12 +52,13 @@ def _sums_by_node(model: CohortModel, records: Records, owners: Tensor, nodes: i
     return sums
 
 
-def _noised(model: CohortModel, sums: list[float], member: Member) -> dict[str, float]:
+def _noised(model: CohortModel, sums: list[float], member: Member) -> Evaluated:
     """One Gaussian for all of a node's sums: they are sensitive to a record by sqrt(their number)."""
     evaluation = model.plan.evaluation
     names = evaluation.metrics if evaluation else ()
-    noise = [0.0] * len(names)
+    noise, done = [0.0] * len(names), {"steps": "1", "sampling_rate": "1.0"}
     if evaluation is not None and evaluation.noise_multiplier is not None:
         drawn = member.randomness.gaussian(len(names)) * evaluation.noise_multiplier * len(names) ** 0.5
         noise = drawn.tolist()
-    return {name: total + added for name, total, added in zip(names, sums, noise, strict=True)}
+        done["noise_multiplier"] = repr(evaluation.noise_multiplier)
+    return Evaluated({name: total + added for name, total, added in zip(names, sums, noise, strict=True)}, done)

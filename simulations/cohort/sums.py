@@ -23,7 +23,7 @@ class CohortSums:
 
     def __init__(self, model: CohortModel, clip_norm: float | None) -> None:
         self._model = model
-        self._clip_norm = clip_norm
+        self.clip_norm = clip_norm
         self._unscale = 1.0 if clip_norm is None else 1 / scale_of(clip_norm)
 
     def __call__(self, values: Tensor, batch: Batch | None, sums: Tensor) -> list[int]:
@@ -73,11 +73,11 @@ class CohortSums:
         backprops = torch.autograd.grad(losses, outputs, grad_outputs=starts, allow_unused=True)
         found = [(layer, part) for layer, part in zip(layers, backprops, strict=True) if part is not None]
         finite, weights = torch.isfinite(losses.detach()).view(real.shape), None
-        if self._clip_norm is not None:
+        if self.clip_norm is not None:
             squares = torch.stack([layer.squared_norms(part) for layer, part in found]).sum(dim=0)
             norms = squares.sqrt().to(losses.dtype)
             finite &= torch.isfinite(norms)
-            weights = clip_weights(norms, self._clip_norm)
+            weights = clip_weights(norms, self.clip_norm)
         if bool(finite.all()):
             for layer, part in found:
                 layer.add_sums(part, weights)

@@ -98,21 +98,26 @@ class CohortTrainer:
         pool = Pool(members, self._model.device)
         denominators = torch.tensor([self._plan.privacy.sampling_rate * m.declared_size for m in members])
         taken_out = [0] * len(members)
+        multipliers = []
         for _ in range(self._plan.training.local_steps):
             out = self._sums(values, pool.draw(self._plan.privacy.sampling_rate), values.grad)
-            self._add_noise(values.grad, members)
+            multipliers.append(self._noised(values.grad, members))
             self._average(values.grad, denominators, values, start)
             optimizer.step()
             taken_out = [before + now for before, now in zip(taken_out, out, strict=True)]
-        return CohortUpdate(self._model, self._rounded(values), tuple(taken_out), self._done())
+        return CohortUpdate(self._model, self._rounded(values), tuple(taken_out), self._done(multipliers))
 
-    def _add_noise(self, sums: Tensor, members: Sequence[Member]) -> None:
-        """To each node's sum its own Gaussian vector, in the order of its parameters."""
+    def _noised(self, sums: Tensor, members: Sequence[Member]) -> float:
+        """Add to each node's sum its noise; gives the smallest multiplier of what was added, 0 where nothing was."""
         if self._claim is None or self._plan.privacy.clip_norm is None:
-            return
-        stddev = self._claim.noise_multiplier * self._plan.privacy.clip_norm
-        for total, member in zip(sums, members, strict=True):
-            total.add_(member.randomness.gaussian(self._model.size).to(total.device), alpha=stddev)
+            return 0.0
+        multiplier, clip_norm = self._claim.noise_multiplier, self._plan.privacy.clip_norm
+        return min(self._add_noise(*pair, multiplier, clip_norm) for pair in zip(sums, members, strict=True))
+
+    def _add_noise(self, total: Tensor, member: Member, multiplier: float, clip_norm: float) -> float:
+        """A node's own Gaussian vector, in the order of its parameters; gives its multiplier, for the record."""
+        total.add_(member.randomness.gaussian(self._model.size).to(total.device), alpha=multiplier * clip_norm)
+        return multiplier
 
     def _average(self, sums: Tensor, denominators: Tensor, values: Tensor, start: Tensor) -> None:
         sums.div_(denominators.to(sums).unsqueeze(1))
@@ -123,9 +128,9 @@ class CohortTrainer:
         """What leaves: with `update-precision` bfloat16 the nearest of its values, as float32."""
         return values.bfloat16().float() if self._plan.aggregation.update_precision == "bfloat16" else values
 
-    def _done(self) -> dict[str, str]:
-        done = {"steps": str(self._plan.training.local_steps), "sampling_rate": repr(self._plan.privacy.sampling_rate)}
+    def _done(self, multipliers: Sequence[float]) -> dict[str, str]:
+        """What the steps did, as they reported it, and not as the plan asks for it: the auditor compares the two."""
+        done = {"steps": str(len(multipliers)), "sampling_rate": repr(self._plan.privacy.sampling_rate)}
         if self._claim is not None:
-            done |= {"noise_multiplier": repr(self._claim.noise_multiplier)}
-            done |= {"clip_norm": repr(self._plan.privacy.clip_norm)}
+            done |= {"noise_multiplier": repr(min(multipliers)), "clip_norm": repr(self._sums.clip_norm)}
         return done

@@ -30,12 +30,15 @@ def test_each_nodes_sums_are_its_own(make_submission: Make, private: bool) -> No
     found = evaluation.evaluate(model, parameters, members)
     for node, share in enumerate(shares):
         local = LocalTrainer(trainable, submission, Partition(records, share), len(share))
-        assert found[node] == pytest.approx(local.evaluate(parameters, SeededRandomness(1, node)), rel=1e-6)
+        assert found[node].sums == pytest.approx(local.evaluate(parameters, SeededRandomness(1, node)), rel=1e-6)
+        told = local.done()
+        assert found[node].done == {name: told[name] for name in found[node].done}
+        assert ("noise_multiplier" in found[node].done) == private
 
 
 def test_without_a_section_there_are_no_metrics(make_submission: Make) -> None:
     model = checked_model(TASK, make_submission().plan, CPU)
-    assert evaluation.evaluate(model, model.initial, [Member(TASK.records(3), 3, SeededRandomness(1))]) == [{}]
+    assert evaluation.evaluate(model, model.initial, [Member(TASK.records(3), 3, SeededRandomness(1))])[0].sums == {}
 
 
 def test_metric_that_the_task_lacks_is_an_error(make_submission: Make) -> None:
