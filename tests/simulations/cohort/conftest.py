@@ -1,20 +1,5 @@
-"""One thread for torch: the models here are small, and on a shared machine more threads only wait for one another."""
+"""One thread and one seed for torch."""
 
-from collections.abc import Iterator
+from steady_torch import _one_thread, _torch_seed
 
-import pytest
-import torch
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _torch_seed() -> None:
-    """Tests that draw from torch's own generator draw the same every time."""
-    torch.manual_seed(1)
+__all__ = ["_one_thread", "_torch_seed"]
