@@ -28,7 +28,7 @@ from ..privacy.errors import REFUSAL_CODES, FederationError, Refusal
 from ..privacy.parameters import Array, Parameters, hash_of
 from ..privacy.submission import Submission
 from . import strategies
-from .aggregation import RunningAverage
+from .aggregation import HeldUpdates, RunningAverage
 from .checkpoints import Checkpoints, RoundReport, State
 from .cohort import choose_cohort
 from .events import Answered, Evaluated, Missed, RoundBegun, Saved, Tell, unheard
@@ -46,6 +46,21 @@ _Answer = TypeVar("_Answer")
 
 Watch = Callable[[State], None]
 Muster = Callable[[int], None]
+
+
+class Held(HeldUpdates, Protocol):
+    """Updates that do not travel, since the engine that made them adds them up: see aggregation.HeldUpdates."""
+
+    def holds(self, reply: Message) -> bool:
+        """Whether this answer's update is held, finite and like the model that was sent; else it is in the answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Lying:
+    """In the place of an update that is held: whose it is."""
+
+    node_id: int
 
 
 class Seal(Protocol):
@@ -79,7 +94,8 @@ class Federation:
     a round's answers where the plan has no deadline; `patience`: seconds for saying who one is. `name_of`: a node's
     name as the channel knows it; without it a node's own word counts. `seal`: the signature, for the nodes to check.
     `muster`: waits until so many nodes are there, before a round and before asking again. `minds`: waits until a node
-    may have changed its mind; without it none does, and a run that lacks nodes fails.
+    may have changed its mind; without it none does, and a run that lacks nodes fails. `held`: updates that the grid
+    does not hand over, where the strategy needs no more than their average.
     """
 
     def __init__(
@@ -97,8 +113,10 @@ class Federation:
         tell: Tell = unheard,
         muster: Muster | None = None,
         minds: Minds | None = None,
+        held: Held | None = None,
     ) -> None:
         self._submission = submission
+        self._held = held
         self._plan = submission.plan
         self._grid = grid
         self._checkpoints = checkpoints
@@ -207,7 +225,7 @@ class Federation:
         self._require(len(cohort), f"take part in round {number}", state.excluded | texts_of(self._roster.refused))
         self._tell(RoundBegun(number, tuple(cohort)))
         total = sum(self._roster[name].declared_size for name in cohort)
-        gathered = _Gathered(None if self._plan.keeps_updates else RunningAverage(state.model, total))
+        gathered = _Gathered(None if self._plan.keeps_updates else RunningAverage(state.model, total, self._held))
         attempts, pending = dict.fromkeys(cohort, 1), cohort
         while pending:
             self._ask_until_spent(state.model, number, attempts, pending, gathered)
@@ -259,20 +277,29 @@ class Federation:
 
     def _take(self, reply: Message, name: str, model: Parameters, gathered: _Gathered) -> Failure | None:
         """Add the update; or give why there is none."""
-        update = self._witnessed(name, reply, checked_update(reply, like=model))
+        update = self._witnessed(name, reply, self._update_in(reply, model))
         if isinstance(update, Failure):
             gathered.missing[name] = update
             return update
         weight = self._roster[name].declared_size
-        if gathered.average is not None:
-            gathered.average.add(update, weight)
         if gathered.average is None:
+            assert not isinstance(update, _Lying), "a strategy that compares updates is handed each"
             gathered.kept.append(_restated(reply, to_record(update), weight))
-        elif not gathered.kept:  # the envelope of the average, without the letter
-            gathered.kept.append(_restated(reply, ArrayRecord(), weight))
+        else:
+            if isinstance(update, _Lying):
+                gathered.average.add_held(update.node_id, weight)
+            else:
+                gathered.average.add(update, weight)
+            if not gathered.kept:  # the envelope of the average, without the letter
+                gathered.kept.append(_restated(reply, ArrayRecord(), weight))
         gathered.answered.add(name)
         del gathered.missing[name]
         return None
+
+    def _update_in(self, reply: Message, model: Parameters) -> dict[str, Array] | _Lying | Failure:
+        if self._held is not None and self._held.holds(reply):
+            return _Lying(reply.metadata.src_node_id)
+        return checked_update(reply, like=model)
 
     def _to_ask_again(self, gathered: _Gathered) -> list[str]:
         """Spent attempts always (a crash is no refusal); other losses only where `min-nodes` is not reached."""
