@@ -1,4 +1,4 @@
-"""The sum of per-record gradients, each clipped to an L2 norm: the module that trains with Opacus.
+"""The sum of per-record gradients, each clipped to an L2 norm: the module that trains with Opacus (sampled.py).
 
 The rule (Abadi et al. 2016, algorithm 1): g_i = gradient of record i's loss over all trainable parameters together;
 the sum is over g_i * min(1, C / ||g_i||). So one record adds at most C to it, whatever the record.
@@ -18,16 +18,15 @@ shapes, here.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from torch import Tensor, nn
 
 from ..privacy.errors import TaskError
-from .clipping import HELD_RECORDS, HELD_VALUES, Mode, clip_weights, own_parameters, scale_of, sum_rounding
+from .clipping import HELD_RECORDS, HELD_VALUES, Mode, clip_weights, own_parameters, scale_of
 from .tasks.protocol import Records
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -154,50 +153,6 @@ class GradientSum:
                 module.__dict__.pop(name, None)
 
 
-class _Ghost(GradSampleModuleFastGradientClipping):  # type: ignore[misc]  # Opacus ships no types
-    """Opacus' ghost clipping with another norm for linear layers.
-
-    Opacus multiplies sums of squares in float32. They underflow, and over a sequence they cancel: a record of norm 500
-    was seen to be measured as 0 and added whole.
-    """
-
-    NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = dict(GradSampleModuleFastGradientClipping.NORM_SAMPLERS)
-
-
-def _linear_norms(layer: nn.Linear, activations: Sequence[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
-    """The norm of each record's gradient, [B] float64: of a product of two vectors, or, over a sequence, of the sum."""
-    inputs = activations[0].to(backprops.dtype)
-    if backprops.dim() > 3:
-        backprops, inputs = backprops.flatten(1, -2), inputs.flatten(1, -2)  # [B, T, .]
-    norms: dict[Tensor, Tensor] = {}
-    if layer.weight.requires_grad:
-        norms[layer.weight] = _product_norms(backprops, inputs)
-    if layer.bias is not None and layer.bias.requires_grad:
-        is_sequence = backprops.dim() > 2
-        norms[layer.bias] = (
-            _norms(backprops.sum(dim=1)) + sum_rounding(_norms(backprops)) if is_sequence else _norms(backprops)
-        )
-    return norms
-
-
-def _product_norms(backprops: Tensor, inputs: Tensor) -> Tensor:
-    lengths = _norms(backprops) * _norms(inputs)
-    if backprops.dim() == 2:
-        return lengths
-    at_once = max(1, HELD_VALUES // (inputs.shape[-1] * backprops.shape[-1]))
-    parts = zip(torch.split(backprops, at_once), torch.split(inputs, at_once), strict=True)
-    summed = torch.cat([_norms(torch.einsum("nti,ntj->nij", b, a).flatten(1)) for b, a in parts])
-    return summed + sum_rounding(lengths)
-
-
-def _norms(vectors: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
-    return norms
-
-
-_Ghost.NORM_SAMPLERS[nn.Linear] = _linear_norms
-
-
 def _values_held(model: nn.Module, mode: Mode) -> int:
     """How many values a record's gradient takes in memory; ghost holds none of linear layers and embeddings."""
     if mode == "plain":
@@ -241,8 +196,8 @@ def _without_hook_warnings() -> Iterator[None]:
 
 
 def _wrapped(model: nn.Module, mode: Mode, clip_norm: float | None) -> Any:
-    if mode == "hooks":
-        return GradSampleModule(model, loss_reduction="sum", strict=False)
-    if mode == "ghost":
-        return _Ghost(model, loss_reduction="sum", strict=False, max_grad_norm=clip_norm, use_ghost_clipping=True)
-    return model
+    if mode == "plain":
+        return model
+    from .sampled import ghost_wrapped, hooked  # Opacus, which takes seconds to import
+
+    return hooked(model) if mode == "hooks" else ghost_wrapped(model, clip_norm)

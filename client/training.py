@@ -45,11 +45,15 @@ class TrainableModel:
             raise TaskError(f"task {task.name!r} has a model without trainable parameters", "make some trainable")
         self.names = [name for name, _ in named]
         self.trained = [parameter for _, parameter in named]
-        clip_norm = plan.privacy.clip_norm
-        mode = mode_of(self.model) if clip_norm is not None else "plain"
-        self.gradient_sum = GradientSum(self.model, task.loss, mode, clip_norm)
+        self._clip_norm = plan.privacy.clip_norm
         self.initial: Parameters = self.read()
         self.made_of = made_of(task)
+
+    @cached_property
+    def gradient_sum(self) -> GradientSum:
+        """What sums its gradients; made where it trains, since a private one loads Opacus."""
+        mode = mode_of(self.model) if self._clip_norm is not None else "plain"
+        return GradientSum(self.model, self.task.loss, mode, self._clip_norm)
 
     def read(self) -> dict[str, Array]:
         """The trainable parameters, copied out."""

@@ -20,7 +20,7 @@ ALLOWED = {
 KNOWS: dict[str, tuple[str, ...]] = {
     "torch": ("client/", "simulations/"),
     "cedarpy": ("privacy/policy/",),
-    "opacus": ("client/gradients.py", "client/prv.py"),
+    "opacus": ("client/prv.py", "client/sampled.py"),
     "flwr": (
         "client/app.py",
         "client/app_run.py",
