@@ -8,6 +8,7 @@ alike.
 
 import difflib
 import math
+from decimal import Decimal
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -22,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from .plan_central import central_problems
+
 # Limits of a plan. They bound what a node can be asked to compute, and keep integers exact in canonical JSON (2^53).
 LARGEST_INTEGER = 2**53 - 1
 MOST_ROUNDS = 100_000
@@ -30,6 +33,7 @@ MOST_NODES = 100_000
 MOST_OPTIONS = 64
 LONGEST_DEADLINE = 7 * 24 * 3600.0  # seconds that a round may wait for its answers
 LONGEST_OPTION = 256  # characters
+LARGEST_SCALE = 1e6  # of a faulty update; beyond it a model of float32 values overflows, which is another fault
 
 # Limits of a claim, so that no plan can keep an accountant busy for hours. Outside these it is a mistake: with less
 # noise epsilon is in the hundreds, with more the model is pure noise; an epsilon above the largest protects nobody.
@@ -37,7 +41,11 @@ SMALLEST_NOISE, LARGEST_NOISE = 0.05, 1e6
 LARGEST_EPSILON = 100.0
 SMALLEST_DELTA = 1e-12  # the accountant cuts tails of 1e-15: near them its epsilon is loose, below them infinite
 MOST_NOISY_STEPS = 1_000_000  # of one node; their accounting takes a few seconds
+LARGEST_CLIP_LEARNING_RATE = 5.0  # a clip norm changes by a factor of e^5 at most, for each bit too many
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+# What a faulty node of a simulation sends instead of its update.
+Lie = Literal["nan", "flip-signs", "scale"]
 
 # The entry points under which tasks are installed: a plan names one of them.
 TASK_GROUP = "privet.tasks"
@@ -50,14 +58,18 @@ REFUSED_STRATEGIES = {
     "qfedavg": "it weighs each node by its training loss, which is computed from records and not released",
     "fedxgbbagging": "it aggregates trees, and a task here is a torch module",
     "fedxgbcyclic": "it hands trees from node to node, and a task here is a torch module",
-    "dp-fixed-clipping": "its noise and its accountant stand at the server; here each node protects its own records",
-    "dp-adaptive-clipping": "its noise and its accountant stand at the server; here each node protects its own records",
+    "dp-fixed-clipping": 'unit = "node" does it, with the noise that its claim needs, and a ledger',
+    "dp-adaptive-clipping": 'unit = "node" does it, with the noise that its claim needs, and a ledger',
 }
+
+# What protects each unit.
+MECHANISMS: dict[str, Literal["local", "central"]] = {"record": "local", "node": "central"}
 
 Name = Annotated[StrictStr, Field(pattern=NAME_PATTERN)]
 Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[StrictFloat, Field(gt=0, le=1)]
+Chance = Annotated[StrictFloat, Field(ge=0, le=1)]
 Momentum = Annotated[StrictFloat, Field(ge=0, lt=1)]
 NoiseMultiplier = Annotated[StrictFloat, Field(ge=SMALLEST_NOISE, le=LARGEST_NOISE)]
 Epsilon = Annotated[StrictFloat, Field(gt=0, le=LARGEST_EPSILON)]
@@ -159,7 +171,11 @@ class TrainingSection(Section):
 
 
 class PrivacySection(Section):
-    """Whose presence is hidden, by what, and how well."""
+    """Whose presence is hidden, by what, and how well.
+
+    With unit `node` the server clips whole updates and adds the noise; `clip_norm` is then the first round's, and
+    moves towards `target_quantile` of the updates' norms where that is given (plan_central.py).
+    """
 
     unit: Literal["record", "group", "node", "none"]
     mechanism: Literal["local", "distributed", "central"] | None = None
@@ -168,11 +184,24 @@ class PrivacySection(Section):
     delta: Annotated[StrictFloat, Field(ge=SMALLEST_DELTA, lt=1)] | None = None
     clip_norm: Positive | None = None
     sampling_rate: Share
+    target_quantile: Annotated[StrictFloat, Field(gt=0, lt=1)] | None = None
+    clip_learning_rate: Annotated[StrictFloat, Field(gt=0, le=LARGEST_CLIP_LEARNING_RATE)] | None = None
+    count_noise_stddev: Annotated[StrictFloat, Field(gt=0, le=LARGEST_NOISE)] | None = None
 
     @property
     def is_private(self) -> bool:
         """Whether the plan makes a claim at all."""
         return self.unit != "none"
+
+    @property
+    def is_central(self) -> bool:
+        """Whether the claim is the server's: it hides whole nodes, and nodes clip and noise no records."""
+        return self.unit == "node"
+
+    @property
+    def record_clip_norm(self) -> float | None:
+        """To what a node clips each record's gradient; None where it does not."""
+        return None if self.is_central else self.clip_norm
 
 
 class EvaluationSection(Section):
@@ -181,6 +210,26 @@ class EvaluationSection(Section):
     every: Annotated[StrictInt, Field(ge=1, le=MOST_ROUNDS)] = 1
     metrics: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16, strict=False)] = ("accuracy",)
     noise_multiplier: NoiseMultiplier | None = None
+
+
+class FaultsSection(Section):
+    """Nodes that misbehave in a simulation. `drop`, `delay`: of the nodes that are asked; the others: of all nodes."""
+
+    drop: Chance = 0.0
+    delay: Chance = 0.0
+    nan: Chance = 0.0
+    flip_signs: Chance = 0.0
+    scale: Chance = 0.0
+    scale_factor: Annotated[StrictFloat, Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE)] = 10.0
+
+    def liars(self, nodes: int) -> dict[Lie, int]:
+        """How many of so many nodes tell each kind of lie: the share of each, rounded up.
+
+        >>> FaultsSection(**{"flip-signs": 0.15}).liars(10)
+        {'nan': 0, 'flip-signs': 2, 'scale': 0}
+        """
+        shares: dict[Lie, float] = {"nan": self.nan, "flip-signs": self.flip_signs, "scale": self.scale}
+        return {lie: math.ceil(Decimal(repr(share)) * nodes) for lie, share in shares.items()}
 
 
 class SimulationSection(Section):
@@ -195,6 +244,7 @@ class SimulationSection(Section):
     path: StrictStr | None = None
     account_epsilon: Positive = 10.0
     account_delta: Annotated[StrictFloat, Field(gt=0, lt=1)] = 1e-4
+    faults: FaultsSection | None = None
 
 
 class Plan(BaseModel):
@@ -216,8 +266,10 @@ class Plan(BaseModel):
             *_strategy_problems(self.aggregation),
             *_training_problems(self),
             *_privacy_problems(self.privacy),
+            *central_problems(self),
             *_evaluation_problems(self),
             *_partition_problems(self.simulation),
+            *_fault_problems(self.simulation),
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -230,7 +282,10 @@ class Plan(BaseModel):
 
     @property
     def attempts_charged(self) -> int:
-        """How many training requests a node answers at most: rounds and spare rounds, or the public cap."""
+        """How many training requests a node answers at most: rounds and spare rounds, or the public cap.
+
+        With unit `node`: how many noised sums the server releases, one a round.
+        """
         every_round = self.run.rounds + self.run.spare_rounds
         return min(every_round, self.aggregation.participations or every_round)
 
@@ -267,7 +322,7 @@ def _training_problems(plan: Plan) -> list[str]:
     if training.optimizer == "adam" and training.momentum:
         problems.append("training.momentum: optimizer 'adam' does not read it")
     steps = plan.attempts_charged * training.local_steps
-    if plan.privacy.is_private and steps > MOST_NOISY_STEPS:
+    if plan.privacy.is_private and not plan.privacy.is_central and steps > MOST_NOISY_STEPS:
         problems.append(f"training.local-steps: {steps} noisy steps at a node, accounted for are {MOST_NOISY_STEPS}")
     return problems
 
@@ -277,15 +332,18 @@ def _privacy_problems(privacy: PrivacySection) -> list[str]:
     if not privacy.is_private:
         stray = [key.replace("_", "-") for key in claims if getattr(privacy, key) is not None]
         return [f"privacy.{key}: unit 'none' makes no claim, so it may not be given" for key in stray]
-    if privacy.unit != "record":
-        return [f"privacy.unit: {privacy.unit!r} is not built yet; this version protects 'record', or makes no claim"]
-    if (privacy.mechanism or "local") != "local":
-        return [f"privacy.mechanism: {privacy.mechanism!r} is not built yet; this version has 'local'"]
+    if privacy.unit == "group":
+        return ["privacy.unit: 'group' is not built yet; this version protects 'record' or 'node', or makes no claim"]
+    if privacy.mechanism == "distributed":
+        return ["privacy.mechanism: 'distributed' is not built yet; this version has 'local' and 'central'"]
+    mechanism = MECHANISMS[privacy.unit]
+    if privacy.mechanism not in (None, mechanism):
+        return [f"privacy.mechanism: {privacy.mechanism!r}; unit {privacy.unit!r} is protected by {mechanism!r}"]
     if (privacy.epsilon is None) == (privacy.noise_multiplier is None):
         count = "neither is" if privacy.epsilon is None else "both are"
         return [f"privacy.epsilon: exactly one of epsilon and noise-multiplier must be given; {count}"]
     missing = [key.replace("_", "-") for key in ("delta", "clip_norm") if getattr(privacy, key) is None]
-    return [f"privacy.{key}: missing; a claim at unit 'record' needs it" for key in missing]
+    return [f"privacy.{key}: missing; a claim at unit {privacy.unit!r} needs it" for key in missing]
 
 
 def _evaluation_problems(plan: Plan) -> list[str]:
@@ -314,4 +372,16 @@ def _partition_problems(simulation: SimulationSection | None) -> list[str]:
             return [f"simulation.{spelled}: missing; partition {simulation.partition!r} needs it"]
     if simulation.sizes is not None and len(simulation.sizes) != simulation.nodes:
         return [f"simulation.sizes: {len(simulation.sizes)} sizes for {simulation.nodes} nodes"]
+    return []
+
+
+def _fault_problems(simulation: SimulationSection | None) -> list[str]:
+    if simulation is None or simulation.faults is None:
+        return []
+    faults, liars = simulation.faults, simulation.faults.liars(simulation.nodes)
+    if Decimal(repr(faults.drop)) + Decimal(repr(faults.delay)) > 1:
+        return [f"simulation.faults.delay: {faults.delay:g}, but {faults.drop:g} of the nodes are dropped already"]
+    if sum(liars.values()) > simulation.nodes:
+        told = " + ".join(f"{count} {lie}" for lie, count in liars.items() if count)
+        return [f"simulation.faults: {told} are more nodes than the {simulation.nodes} that are simulated"]
     return []

@@ -91,16 +91,26 @@ def _override(table: Table, assignment: str) -> str:
     """Put `section.key=value` into the table (an empty value takes the key out); give `section.key`."""
     name, equals, value = assignment.partition("=")
     parts = name.strip().split(".")
-    if not equals or len(parts) != 2 or not all(parts):
+    if not equals or not is_key(name):
         raise PlanError([f"--set {assignment}: not of the form section.key=value"], "--set privacy.epsilon=1.5")
-    section = table.setdefault(parts[0], {})
-    if not isinstance(section, dict):
-        raise PlanError([f"--set {assignment}: {parts[0]} is not a section"], "--set privacy.epsilon=1.5")
+    section: object = table
+    for place, part in enumerate(parts[:-1], start=1):
+        section = section.setdefault(part, {}) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            named = ".".join(parts[:place])
+            raise PlanError([f"--set {assignment}: {named} is not a section"], "--set privacy.epsilon=1.5")
+    assert isinstance(section, dict), "a key has a section before it"
     if value.strip():
-        section[parts[1]] = toml_value(value.strip())
+        section[parts[-1]] = toml_value(value.strip())
     else:
-        section.pop(parts[1], None)
+        section.pop(parts[-1], None)
     return ".".join(parts)
+
+
+def is_key(text: str) -> bool:
+    """Whether it is spelled as `--set` names a key: `section.key`, or `simulation.faults.key`."""
+    parts = text.strip().split(".")
+    return 2 <= len(parts) <= 3 and all(parts)
 
 
 def toml_value(text: str) -> object:

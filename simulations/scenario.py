@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
 
 from .. import __version__
 from ..client.app import client_app
@@ -35,8 +36,10 @@ from ..server.simulated import simulated_submission
 from ..server.witnesses import witnesses_in
 from .cohort_grid import CohortGrid
 from .engine import Engine, EngineName, together_by
+from .faults import Deeds, Faults, LossyGrid
 from .grid import Fault, LocalGrid
 from .nodes import NodeFolders, simulated_node
+from .rehearsal import is_sure_of_opacus
 from .views import RoundView, Views
 from .world import World
 
@@ -70,8 +73,10 @@ class Scenario:
         self._bench = Bench(world.task, device)
         self._device = device
         self._asked = engine
-        self.trainable = self._bench.trainable(submission)  # unfit tasks are found before anything is charged
+        # Unfit tasks are found before anything is charged; by their gradients where the engine is chosen.
+        self.trainable = self._bench.trainable(submission, with_gradients=False)
         self.views = Views(folder.root / "views.jsonl")
+        self.deeds = Deeds(folder.root / "faults.jsonl")
 
     @classmethod
     def begun(
@@ -114,22 +119,29 @@ class Scenario:
     @cached_property
     def engine(self) -> Engine:
         """What trains the nodes; raises UnsupportedError for a model that the engine asked for cannot train."""
-        return Engine.chosen(self._asked, self.world, self.submission, self._device)
+        chosen = Engine.chosen(self._asked, self.world, self.submission, self._device)
+        if chosen.model is None or not is_sure_of_opacus(chosen.model):
+            self._bench.trainable(self.submission)
+        return chosen
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
         """The nodes by name, each with its ledger."""
         policy = self.folder.root / POLICY
         folders = NodeFolders(self.ledgers, self.folder.root / "answers", policy if policy.exists() else None)
+        workshop = self._bench.trainer if self.engine.model is None else self._bench.reserve
         return {
-            name: simulated_node(self.world, name, self.submission.plan, folders, self._bench)
+            name: simulated_node(self.world, name, self.submission.plan, folders, workshop)
             for name in self.world.shares
         }
 
     def run(self, watch: Watch, fault: Fault | None = None) -> State:
         """Carry it out, from its newest checkpoint where there is one. Writes the model."""
         by_id = dict(enumerate(self.nodes.values(), start=2))  # 1 is the server
-        grid = self._grid(by_id, fault)
+        faults = self._faults(by_id)
+        grid: Grid = self._grid(by_id, fault or faults)
+        if faults is not None:
+            grid = LossyGrid(grid, faults)
         checkpoints = self.folder.checkpoints(self.submission)
         with _local_log(self.folder):
 
@@ -170,6 +182,11 @@ class Scenario:
             return LocalGrid(app, contexts, fault)
         nodes = {n: (node, len(self.world.shares[node.name].indices)) for n, node in by_id.items()}
         return CohortGrid(app, contexts, nodes, together, self.engine.at_once, fault)
+
+    def _faults(self, by_id: Mapping[int, Node]) -> Faults | None:
+        section = self.world.section.faults
+        names = {node_id: node.name for node_id, node in by_id.items()}
+        return Faults(section, self.plan.run.seed, names, self.deeds) if section else None
 
     def _view_of(self, state: State) -> RoundView:
         report = state.history[-1] if state.history else None

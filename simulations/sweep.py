@@ -18,7 +18,7 @@ from typing import Any
 from ..privacy.channel.files import write_whole
 from ..privacy.errors import PlanError, UsageError
 from ..privacy.plan import Plan, SimulationSection
-from ..privacy.plan_file import parse_plan, plan_text, toml_value
+from ..privacy.plan_file import is_key, parse_plan, plan_text, toml_value
 
 FORMAT = 1
 MOST_POINTS = 10_000  # more is a slip of the pen: at a second each they take three hours on one core
@@ -42,7 +42,7 @@ class Axis:
         """From `section.key=value,value`. Commas inside brackets and quotes do not separate."""
         key, equals, values = text.partition("=")
         parts = [part.strip() for part in _split(values)]
-        if not equals or len(key.strip().split(".")) != 2 or not all([*key.strip().split("."), *parts]):
+        if not equals or not is_key(key) or not all(parts):
             raise UsageError(f"--over {text}: not of the form section.key=value,value", _OVER)
         if twice := [part for part in parts if sum(_is_same(part, other) for other in parts) > 1]:
             raise UsageError(f"--over {text}: {twice[0]} stands there twice", "name each value once")

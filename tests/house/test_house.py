@@ -48,6 +48,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "server/strategies.py",
         "server/witnesses.py",
         "simulations/cohort_grid.py",
+        "simulations/faults.py",
         "simulations/flower.py",
         "simulations/grid.py",
         "simulations/scenario.py",
