@@ -45,7 +45,7 @@ class RunNodes:
             )
         name = names[partition]
         if name not in self._nodes:
-            self._nodes[name] = simulated_node(self._world, name, self._plan, self._folders, self._bench)
+            self._nodes[name] = simulated_node(self._world, name, self._plan, self._folders, self._bench.trainer)
         return self._nodes[name]
 
 

@@ -6,9 +6,8 @@ from decimal import Decimal
 from pathlib import Path
 
 from ..client.answers import Answers
-from ..client.bench import Bench
 from ..client.draw import Draw, public_draw
-from ..client.node import Node
+from ..client.node import Node, Workshop
 from ..client.policy import NodePolicy
 from ..client.settings import NodeSettings
 from ..privacy.budget.accounts import AccountBook, AccountTerms
@@ -52,7 +51,7 @@ class NodeFolders:
     policy: Path | None = None
 
 
-def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, bench: Bench) -> Node:
+def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, workshop: Workshop) -> Node:
     """The node of one share, which declares its true size, with a ledger of its own."""
     key = SigningKey.load_or_create(folders.ledgers / f"{name}.pem")
     ledger = Ledger.open(folders.ledgers / f"{name}.sqlite", purpose="simulation", owner=name, key=key)
@@ -63,7 +62,7 @@ def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, be
         source=world.shares[name],
         guard=Guard(accounts, plan.dataset, _policy(folders)),
         answers=Answers(folders.answers / name, survives_power_cut=False),  # nor does a simulation's ledger
-        workshop=bench.trainer,
+        workshop=workshop,
         draws=lambda submission, attempt: simulated_draw(submission, attempt, name),
         company=Everybody(len(world.shares)),
     )

@@ -57,6 +57,7 @@ def check_point(plan: Plan, metric: str, device: torch.device) -> None:
     check_sizes(plan, world)
     nowhere = RunFolder(Path(os.devnull))  # a scenario that is not begun writes nothing
     scenario = Scenario(plan, simulated_submission(plan), nowhere, world, device)
+    scenario.engine  # noqa: B018 -- a task that cannot be trained
     _check_account(scenario)
     known = ["loss", *scored(scenario.trainable, world.held_out)]
     if metric not in known:
