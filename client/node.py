@@ -10,14 +10,14 @@ refused or failed stays in the local log and ledger.
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from ..privacy.attendance import Attendance
 from ..privacy.budget.book import DeclaredDataset
 from ..privacy.budget.decisions import Cohort
-from ..privacy.budget.guard import Attempt, Guard, Standing
+from ..privacy.budget.guard import SERVERS_CLAIM, Attempt, Guard, Standing
 from ..privacy.budget.ledger import Clock, Entry, system_clock
 from ..privacy.budget.signer import Signer
 from ..privacy.budget.witness import Countersigned, Head
@@ -42,7 +42,8 @@ class Request:
     """What a server asks of a node; `parameters` to train and to evaluate. `witnessed`: the head it countersigned last.
 
     `signature`, `certificates`: of the operator, over `submission`; empty in a simulation. `cohort`: with whom, and
-    what shows that they take part (cohort.py); empty where the server says nothing.
+    what shows that they take part (cohort.py); empty where the server says nothing. `clip_norm`: to what the whole
+    update is clipped, where whole nodes are hidden (central.py); else None.
     """
 
     stage: Literal["describe", "initial", "train", "evaluate"]
@@ -54,6 +55,7 @@ class Request:
     signature: bytes = b""
     certificates: bytes = b""
     cohort: bytes = b""
+    clip_norm: float | None = field(default=None, kw_only=True)
 
 
 class Trainer(Protocol):
@@ -236,6 +238,8 @@ class Node:
 
     def _check_ours(self, submission: Submission) -> None:
         asked, ours = submission.plan, self.dataset
+        if asked.privacy.is_central:
+            raise RefusedError(Refusal.UNIT_NOT_OFFERED, *SERVERS_CLAIM)
         if asked.run.task != ours.task:
             raise RefusedError(Refusal.UNKNOWN_TASK, f"task {asked.run.task!r} is not ours ({ours.task!r})", _ASK)
         if asked.dataset != ours.name:

@@ -82,7 +82,7 @@ def show_plan(plan: PlanFile, as_json: AsJson = False) -> None:
             f"claimed: epsilon {cost.epsilon_claimed} {terms}",
             f"upper bound by RDP, as a check: epsilon {rounded_up(cost.epsilon_rdp_bound)} {terms}",
             f"noise multiplier {cost.noise_multiplier:g}, clip norm {cost.clip_norm:g}, "
-            f"sampling rate {read.privacy.sampling_rate:g} (Poisson)",
+            f"sampling rate {cost.sampling_rate:g} of the {cost.unit}s (Poisson)",
             f"charged: {cost.steps_charged} noisy steps and {cost.evaluations_charged} evaluations "
             f"(evaluations alone: epsilon {cost.epsilon_evaluation_alone} {terms})",
             *(
@@ -105,12 +105,15 @@ def _app_asked(plan: AppPlan) -> list[str]:
 
 def _asked(plan: Plan) -> list[str]:
     run, training, aggregation = plan.run, plan.training, plan.aggregation
+    share = f"{100 * aggregation.fraction:g}%"
+    cohort = f"each round {share} of the nodes, at least {aggregation.min_nodes}"
+    if plan.privacy.is_central:
+        cohort = f"each node takes part in a round with chance {share}, by itself"
     return [
         f"run {run.name}: task {run.task}, data set {plan.dataset}",
         f"{run.rounds} rounds and {run.spare_rounds} spare, {training.local_steps} local steps of {training.optimizer} "
         f"at learning rate {training.learning_rate:g}",
-        f"strategy {aggregation.strategy}; each round {100 * aggregation.fraction:g}% of the nodes, "
-        f"at least {aggregation.min_nodes}",
+        f"strategy {aggregation.strategy}; {cohort}",
     ]
 
 
@@ -122,7 +125,9 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(f"strategy {plan.aggregation.strategy!r} keeps all updates of a round in the server's memory")
     if plan.privacy.is_private and plan.keeps_updates:
         notes.append("under noise, updates of honest nodes differ too: robust strategies then find fewer liars")
-    if plan.aggregation.fraction < 1 and plan.aggregation.participations is None and plan.privacy.is_private:
+    if plan.privacy.is_central:
+        notes.append("unit 'node' is protected by the server's noise: simulated only, no deployment carries it out")
+    elif plan.aggregation.fraction < 1 and plan.aggregation.participations is None and plan.privacy.is_private:
         notes.append(
             "nodes are charged for every round; aggregation.participations caps what they are asked and charged"
         )

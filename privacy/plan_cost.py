@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 
 from .budget.accounting import ACCOUNTANT, epsilon_of, epsilon_upper_bound, rounded_up
-from .budget.charge import charged_events, evaluation_events, executed_events
+from .budget.charge import charged_events, evaluation_events, executed_events, noisy_steps, sampling_rate_of
 from .budget.events import RELATION
 from .plan import Plan
 from .submission import claim_of
@@ -21,6 +21,7 @@ class PlanCost:
     relation: str
     delta: float
     noise_multiplier: float
+    sampling_rate: float
     clip_norm: float
     epsilon: Decimal
     epsilon_claimed: float
@@ -55,12 +56,13 @@ def cost_of(plan: Plan) -> PlanCost | None:
         relation=RELATION,
         delta=delta,
         noise_multiplier=noise,
+        sampling_rate=sampling_rate_of(plan),
         clip_norm=clip_norm,
         epsilon=rounded_up(epsilon_of(charged_events(plan, noise), delta)),
         epsilon_claimed=claim.epsilon,
         epsilon_rdp_bound=epsilon_upper_bound(charged_events(plan, noise), delta),
         epsilon_evaluation_alone=rounded_up(epsilon_of(evaluation_events(plan, plan.evaluations_charged), delta)),
-        steps_charged=plan.attempts_charged * plan.training.local_steps,
+        steps_charged=noisy_steps(plan, plan.attempts_charged),
         evaluations_charged=plan.evaluations_charged,
         by_round={number: executed_after(number) for number in rounds},
     )

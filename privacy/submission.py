@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from .budget.accounting import epsilon_of, rounded_up, shown
 from .budget.calibration import calibrated_noise
-from .budget.charge import charged_events, evaluation_events
+from .budget.charge import charged_events, evaluation_events, noisy_steps, sampling_rate_of
 from .envelope import FORMAT, Envelope, canonical_of, check_canonical, hash_of_bytes, read_envelope, time_text
 from .errors import PlanError
-from .plan import LARGEST_EPSILON, Epsilon, NoiseMultiplier, Plan
+from .plan import LARGEST_EPSILON, MECHANISMS, Epsilon, NoiseMultiplier, Plan
+from .plan_central import CLIP_LEARNING_RATE, adaptive_problem
 
 
 class Claim(BaseModel):
@@ -43,6 +44,9 @@ class _Body(Envelope):
             raise ValueError("its plan is not resolved: a default is left open")
         if self.claim is not None and not _is_of(self.claim, self.plan):
             raise ValueError("the claim is another than the plan's")
+        problem = _adaptive_problem(self.claim, self.plan)
+        if problem is not None:
+            raise ValueError(problem)
         return self
 
 
@@ -66,6 +70,11 @@ class Submission:
     def claim(self) -> Claim | None:
         """None exactly when the plan's unit is `none`."""
         return self.body.claim
+
+    @property
+    def records_claim(self) -> Claim | None:
+        """The claim that a node keeps by itself, by the noise of its own steps; None where it keeps none."""
+        return None if self.plan.privacy.is_central else self.claim
 
     def is_valid_at(self, moment: datetime) -> bool:
         """Whether a node may admit it now."""
@@ -122,8 +131,10 @@ def _with_defaults(plan: Plan) -> Plan:
     defaults = {"run": plan.run.model_copy(update={"dataset": plan.dataset}), "simulation": None}
     if not plan.privacy.is_private:
         return plan.model_copy(update=defaults)
-    privacy = plan.privacy.model_copy(update={"mechanism": plan.privacy.mechanism or "local"})
-    return plan.model_copy(update=defaults | {"privacy": privacy})
+    filled: dict[str, object] = {"mechanism": MECHANISMS[plan.privacy.unit]}
+    if plan.privacy.target_quantile is not None:
+        filled["clip_learning_rate"] = plan.privacy.clip_learning_rate or CLIP_LEARNING_RATE
+    return plan.model_copy(update=defaults | {"privacy": plan.privacy.model_copy(update=filled)})
 
 
 def _is_of(claim: Claim, plan: Plan) -> bool:
@@ -149,7 +160,15 @@ def claim_of(plan: Plan) -> Claim | None:
             )
         return Claim(epsilon=float(rounded_up(epsilon)), noise_multiplier=privacy.noise_multiplier)
     assert privacy.epsilon is not None, "a validated plan has exactly one of the two"
-    steps = plan.attempts_charged * plan.training.local_steps
+    steps = noisy_steps(plan, plan.attempts_charged)
     others = evaluation_events(plan, plan.evaluations_charged)
-    noise = calibrated_noise(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps, others)
-    return Claim(epsilon=privacy.epsilon, noise_multiplier=noise)
+    noise = calibrated_noise(privacy.epsilon, privacy.delta, sampling_rate_of(plan), steps, others)
+    claim = Claim(epsilon=privacy.epsilon, noise_multiplier=noise)
+    problem = _adaptive_problem(claim, plan)
+    if problem is not None:
+        raise PlanError([problem], "raise privacy.count-noise-stddev: a twentieth of the nodes of a round is usual")
+    return claim
+
+
+def _adaptive_problem(claim: Claim | None, plan: Plan) -> str | None:
+    return adaptive_problem(claim.noise_multiplier, plan.privacy.count_noise_stddev) if claim else None

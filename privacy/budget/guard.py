@@ -17,6 +17,7 @@ It stands before every touch of a record. The rules (DESIGN, section 8):
     forbids learns nothing of what is left. A run whose first attempt may not begin is not charged.
 12. What is refused is entered in the step that decided (refusals.py). A kept answer leaves again only where the policy
     permits it now; what permits it then is not entered: the same bytes left before, and that has its permission.
+13. A claim that only the server's noise would keep (unit `node`) is never charged to a deployment's ledger.
 """
 
 from collections.abc import Mapping, Sequence
@@ -148,6 +149,7 @@ class Guard:
 
     def weigh(self, submission: Submission, now: datetime) -> Charge:
         """What the submission would cost; raise RefusedError where it would not be admitted. Changes nothing."""
+        self._check_mechanism(submission)
         dataset = self.dataset
         return weighed(submission, dataset, self._accounts.book.accounts[dataset.account], now)
 
@@ -278,6 +280,7 @@ class Guard:
         """The permission and the cost, where policy and account admit it; the policy is asked first, of the first
         attempt too. Enters nothing.
         """
+        self._check_mechanism(submission)
         dataset = self.dataset
         account = self._accounts.book.accounts[dataset.account]
         permitted: Entries = ()
@@ -290,6 +293,10 @@ class Guard:
                 self._decide(first.case(case, first.stage, cohort))
         check_charge(submission, dataset, account, charge)
         return permitted, charge
+
+    def _check_mechanism(self, submission: Submission) -> None:
+        if self.is_deployment and submission.plan.privacy.is_central:
+            raise RefusedError(Refusal.UNIT_NOT_OFFERED, *SERVERS_CLAIM)
 
     def _append(self, entries: Entries) -> None:
         for kind, body in entries:
@@ -372,3 +379,8 @@ def _attempt_body(submission: Submission, attempt: Attempt) -> dict[str, str]:
 
 
 _ASK_COORDINATOR = "ask the coordinator"
+# Why a node takes no part in a run of unit `node`: what, and what to do.
+SERVERS_CLAIM = (
+    "unit 'node' is protected by the server's noise alone, which no institution can check; it is simulated only",
+    "submit a plan with unit record, or try this one with privet simulate",
+)

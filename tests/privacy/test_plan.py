@@ -50,7 +50,7 @@ def test_a_key_that_the_strategy_does_not_read_is_refused(make_plan: MakePlan) -
         ("FedAvg", "unknown strategy 'FedAvg'; did you mean fedavg?"),
         ("zzz", "unknown strategy 'zzz'; known: fedavg, fedprox,"),
         ("qfedavg", "'qfedavg' is not offered: it weighs each node by its training loss"),
-        ("dp-fixed-clipping", "'dp-fixed-clipping' is not offered: its noise and its accountant stand at the server"),
+        ("dp-fixed-clipping", "'dp-fixed-clipping' is not offered: unit = \"node\" does it, with the noise"),
     ],
 )
 def test_an_unknown_strategy_is_answered_with_the_nearest_or_the_reason(
@@ -64,9 +64,9 @@ def test_an_unknown_strategy_is_answered_with_the_nearest_or_the_reason(
     ("assignments", "said"),
     [
         (("privacy.unit=group",), "privacy.unit: 'group' is not built yet"),
-        (("privacy.unit=node",), "privacy.unit: 'node' is not built yet"),
+        (("privacy.unit=node", "privacy.mechanism=local"), "mechanism: 'local'; unit 'node' is protected by 'central'"),
         (("privacy.mechanism=distributed",), "privacy.mechanism: 'distributed' is not built yet"),
-        (("privacy.mechanism=central",), "privacy.mechanism: 'central' is not built yet"),
+        (("privacy.mechanism=central",), "mechanism: 'central'; unit 'record' is protected by 'local'"),
         (("privacy.epsilon=3",), "exactly one of epsilon and noise-multiplier must be given; both are"),
         (("privacy.noise-multiplier=",), "exactly one of epsilon and noise-multiplier must be given; neither is"),
         (("privacy.delta=",), "privacy.delta: missing; a claim at unit 'record' needs it"),
