@@ -39,7 +39,6 @@ class Answers:
     def __init__(self, folder: Path, survives_power_cut: bool = True) -> None:
         self._folder = folder
         self._survives_power_cut = survives_power_cut
-        folder.mkdir(parents=True, exist_ok=True)
 
     def keep(self, run_id: str, attempt: Attempt, answer: Answer) -> str:
         """Write it durably; give its SHA-256, hexadecimal."""
@@ -47,6 +46,7 @@ class Answers:
         content = save(arrays, metadata={_SUMS: json.dumps(answer.sums)})
         path = self._path(run_id, attempt)
         partial = path.with_suffix(".partial")
+        self._folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()

@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -25,8 +25,6 @@ _APP_FAILED = "app-failed"
 
 Stage = Literal["describe", "initial", "train", "evaluate"]
 Handler = Callable[[Node, Message], RecordDict]
-# Carries out what several nodes have begun, in that order; None where each had better do so by itself.
-Together = Callable[[Sequence[tuple[Node, Begun]]], Sequence[Carried] | None]
 
 _Result = TypeVar("_Result")
 
@@ -46,23 +44,40 @@ def client_app(node_of: Callable[[Context], Node]) -> ClientApp:
     return app
 
 
-def replies_together(asked: Sequence[tuple[Node, Message]], together: Together) -> list[Message]:
-    """The replies of several nodes to what each is asked to train or to evaluate, in that order.
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A node, what it is asked, and how far it has come: begun, answered already, or its reply, a refusal."""
 
-    Each begins and finishes by itself, as it would alone: who is refused takes nobody along.
+    node: Node
+    message: Message
+    step: Begun | Answer | Message
+
+
+def begun_together(asked: Iterable[tuple[Node, Message]]) -> list[Asked]:
+    """Let several nodes begin what each is asked to train or to evaluate; each by itself, as it would alone."""
+    return [Asked(node, message, _surely(node, message, partial(_begun, node, message))) for node, message in asked]
+
+
+def finished_together(
+    asked: Sequence[Asked], carried: Sequence[Carried] | None, is_held: bool = False
+) -> list[Message]:
+    """The replies of nodes that have begun, in that order. Who is refused takes nobody along.
+
+    `carried`: what those gave that had begun; None where each had better carry it out by itself. `is_held`: updates do
+    not travel, since who carried them out adds them up.
     """
-    steps = [_surely(node, message, partial(_begun, node, message)) for node, message in asked]
-    begun = [(node, step) for (node, _), step in zip(asked, steps, strict=True) if isinstance(step, Begun)]
-    carried = together(begun) if begun else None
     results = iter(carried or ())
-    replies = []
-    for (node, message), step in zip(asked, steps, strict=True):
-        if isinstance(step, Begun):
-            step = _surely(node, message, partial(_finished, node, step, next(results, None)))
-        if isinstance(step, Answer):
-            step = _surely(node, message, partial(_reply, node, message, step))
-        replies.append(step)
-    return replies
+    return [_finished_reply(one, results, is_held and carried is not None) for one in asked]
+
+
+def _finished_reply(asked: Asked, results: Iterator[Carried], is_held: bool) -> Message:
+    node, message, step = asked.node, asked.message, asked.step
+    is_new = isinstance(step, Begun)
+    if isinstance(step, Begun):
+        step = _surely(node, message, partial(_finished, node, step, next(results, None)))
+    if isinstance(step, Answer):
+        step = _surely(node, message, partial(_reply, node, message, step, is_held and is_new))
+    return step
 
 
 def _begun(node: Node, message: Message) -> Begun | Answer:
@@ -73,9 +88,10 @@ def _finished(node: Node, begun: Begun, carried: Carried | None) -> Answer:
     return node.finish(begun, carried or node.carry_out(begun))
 
 
-def _reply(node: Node, message: Message, answer: Answer) -> Message:
-    content = _trained if message.metadata.message_type == words.TRAIN else _evaluated
-    return Message(content(node, message, answer), reply_to=message)
+def _reply(node: Node, message: Message, answer: Answer, is_held: bool) -> Message:
+    if message.metadata.message_type == words.TRAIN:
+        return Message(_trained(node, message, answer, is_held), reply_to=message)
+    return Message(_evaluated(node, message, answer), reply_to=message)
 
 
 def _surely(node: Node, message: Message, deed: Callable[[], _Result]) -> _Result | Message:
@@ -142,10 +158,12 @@ def _evaluate(node: Node, message: Message) -> RecordDict:
     return _evaluated(node, message, node.answer(_request("evaluate", message)))
 
 
-def _trained(node: Node, message: Message, answer: Answer) -> RecordDict:
+def _trained(node: Node, message: Message, answer: Answer, is_held: bool = False) -> RecordDict:
     weight = MetricRecord({words.DECLARED_SIZE: node.dataset.declared_size})
-    arrays = to_record(answer.parameters)
-    return RecordDict({words.ARRAYS: arrays, words.METRICS: weight, words.LEDGER: _ledger(node, message)})
+    facts = RecordDict({words.METRICS: weight, words.LEDGER: _ledger(node, message)})
+    if not is_held:
+        facts[words.ARRAYS] = to_record(answer.parameters)
+    return facts
 
 
 def _evaluated(node: Node, message: Message, answer: Answer) -> RecordDict:

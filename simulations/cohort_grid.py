@@ -1,59 +1,132 @@
-"""CohortGrid: a LocalGrid whose nodes train in groups. Who is in a group follows from the nodes that are asked.
+"""CohortGrid: a LocalGrid whose nodes train in groups, by a crew.
 
-So one seed gives one model: neither what a node answers nor whether it has answered before changes anybody's company.
+Who is in a group follows from the nodes that are asked. So one seed gives one model: neither what a node answers, nor
+whether it has answered before, nor how many processes there are changes anybody's company. Groups begin one after the
+other, while those before them are trained; they finish, and their replies arrive, in that order too.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
-from flwr.app import Context, Message
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
-from ..client.app import Together, replies_together
-from ..client.node import Node
+from ..client.app import Asked, begun_together, finished_together
+from ..client.node import Begun, Node
 from ..privacy.channel import words
+from ..privacy.channel.arrays import to_parameters
 from .cohort.trainer import groups_of
+from .cohort_work import CohortWork
+from .crew import Crew, Order
 from .grid import Fault, LocalGrid
 
 _TOGETHER = (words.TRAIN, words.EVALUATE)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Party:
+    """A simulated node, and how many records it trains with."""
+
+    node: Node
+    records: int
+
+
 class CohortGrid(LocalGrid):
-    """`nodes` by id, and how many records each trains with; `at_once` of them are trained by `together`."""
+    """`parties` by node id; `at_once` of them form a group. `is_summed`: no update is handed over, but their sum.
+
+    With a fault every update travels, since something may befall it.
+    """
 
     def __init__(
         self,
         app: ClientApp,
         contexts: Mapping[int, Context],
-        nodes: Mapping[int, tuple[Node, int]],
-        together: Together,
+        parties: Mapping[int, Party],
+        work: CohortWork,
+        crew: Crew,
         at_once: int,
+        *,
+        is_summed: bool,
         fault: Fault | None = None,
     ) -> None:
         super().__init__(app, contexts, fault)
-        self._nodes = dict(nodes)
-        self._together = together
+        self._parties = dict(parties)
+        self._work = work
+        self._crew = crew
         self._at_once = at_once
+        self._is_summed = is_summed and fault is None
+        self._row_of: dict[int, int] = {}  # by node, of the answers whose update is not in them
+        self._added: list[tuple[int, float]] = []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """See LocalGrid; a group is done before the next is asked, and all its answers are kept before one arrives."""
+        """See LocalGrid."""
         asked = list(messages)
         yield from super().send_and_receive(message for message in asked if not self._is_grouped(message))
         for kind in _TOGETHER:
             those = [m for m in asked if m.metadata.message_type == kind and self._is_grouped(m)]
-            sizes = [self._nodes[message.metadata.dst_node_id][1] for message in those]
-            for group in groups_of(sizes, self._at_once):
-                yield from self._replies_of([those[place] for place in group])
+            if those:
+                yield from self._answered(those)
+
+    def holds(self, reply: Message) -> bool:
+        """See federation.Held."""
+        return reply.metadata.src_node_id in self._row_of and not reply.has_error()
+
+    def add(self, node_id: int, share: float) -> None:
+        """See aggregation.HeldUpdates."""
+        self._added.append((self._row_of[node_id], share))
+
+    def total(self) -> dict[str, NDArray[np.float64]] | None:
+        """See aggregation.HeldUpdates."""
+        if not self._added:
+            return None
+        rows, shares = zip(*self._added, strict=True)
+        self._added = []
+        orders = self._work.sum_orders(rows, shares, len(self._crew))
+        for order in orders:
+            self._crew.give(order)
+        for _ in orders:
+            self._crew.take()
+        return self._work.sum
 
     def _is_grouped(self, message: Message) -> bool:
-        return message.metadata.message_type in _TOGETHER and message.metadata.dst_node_id in self._nodes
+        return message.metadata.message_type in _TOGETHER and message.metadata.dst_node_id in self._parties
 
-    def _replies_of(self, messages: list[Message]) -> Iterator[Message]:
+    def _answered(self, messages: list[Message]) -> Iterator[Message]:
+        record = messages[0].content.get(words.ARRAYS)
+        if isinstance(record, ArrayRecord):
+            self._work.load(to_parameters(record))
+        sizes = [self._parties[message.metadata.dst_node_id].records for message in messages]
+        groups = deque(groups_of(sizes, self._at_once))
+        begun: deque[tuple[list[Asked], Order | None]] = deque()
+        while groups or begun:
+            while groups and self._crew.open_orders < self._crew.most_open:
+                begun.append(self._begun([messages[place] for place in groups.popleft()]))
+            yield from self._finished(*begun.popleft())
+
+    def _begun(self, messages: list[Message]) -> tuple[list[Asked], Order | None]:
         for message in messages:
             self._number(message)
-        asked = [(self._nodes[message.metadata.dst_node_id][0], message) for message in messages]
-        replies = replies_together(asked, self._together)
-        for message in messages:
-            reply = self._faulted(message, replies.pop(0))
+        asked = begun_together((self._parties[message.metadata.dst_node_id].node, message) for message in messages)
+        those = [(one.node, one.step) for one in asked if isinstance(one.step, Begun)]
+        order = self._work.order(those) if those else None
+        if order is not None:
+            self._crew.give(order)
+        return asked, order
+
+    def _finished(self, asked: list[Asked], order: Order | None) -> Iterator[Message]:
+        result = self._crew.take() if order is not None else None
+        carried = self._work.carried(order, result) if order is not None and result is not None else None
+        is_held = self._is_summed and result is not None and all(result.get("finite", (False,)))
+        rows = iter(order["rows"] if order is not None and is_held else ())
+        replies = finished_together(asked, carried, is_held)
+        for one in asked:
+            reply = self._faulted(one.message, replies.pop(0))
+            self._row_of.pop(one.message.metadata.dst_node_id, None)
+            if is_held and isinstance(one.step, Begun):
+                self._row_of[one.message.metadata.dst_node_id] = next(rows)
             if reply is not None:
                 yield reply
             del reply  # or it would be held while the next one is used

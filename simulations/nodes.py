@@ -19,6 +19,7 @@ from ..privacy.budget.ledger import Ledger
 from ..privacy.plan import Plan
 from ..privacy.policy.policy_file import PolicyFile
 from ..privacy.submission import Submission
+from .shelf import Shelf, ShelvedAnswers
 from .world import World
 
 # The one account of a simulated institution: all its records.
@@ -43,12 +44,18 @@ class Everybody:
 class NodeFolders:
     """Where simulated nodes keep what must last: ledgers with their keys, and the answers of one run.
 
-    `policy`: the policy that every node asks; None where they ask none.
+    `policy`: the policy that every node asks; None where they ask none. `shelf`: where answers lie, if not in files.
     """
 
     ledgers: Path
     answers: Path
     policy: Path | None = None
+    shelf: Shelf | None = None
+
+    def answers_of(self, name: str) -> Answers:
+        """Where a node's answers are kept; none survives a power cut, nor does a simulation's ledger."""
+        folder = self.answers / name
+        return ShelvedAnswers(folder, self.shelf) if self.shelf else Answers(folder, survives_power_cut=False)
 
 
 def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, workshop: Workshop) -> Node:
@@ -61,7 +68,7 @@ def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, wo
         name=name,
         source=world.shares[name],
         guard=Guard(accounts, plan.dataset, _policy(folders)),
-        answers=Answers(folders.answers / name, survives_power_cut=False),  # nor does a simulation's ledger
+        answers=folders.answers_of(name),
         workshop=workshop,
         draws=lambda submission, attempt: simulated_draw(submission, attempt, name),
         company=Everybody(len(world.shares)),

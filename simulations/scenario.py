@@ -34,18 +34,22 @@ from ..server.federation import Federation
 from ..server.run_folder import RunFolder
 from ..server.simulated import simulated_submission
 from ..server.witnesses import witnesses_in
-from .cohort_grid import CohortGrid
-from .engine import Engine, EngineName, together_by
+from .cohort_grid import CohortGrid, Party
+from .cohort_work import CohortWork
+from .crew import Crew
+from .engine import Engine, EngineName, processes_for
 from .faults import Deeds, Faults, LossyGrid
 from .grid import Fault, LocalGrid
 from .nodes import NodeFolders, simulated_node
 from .rehearsal import is_sure_of_opacus
+from .shelf import Shelf
 from .views import RoundView, Views
 from .world import World
 
 # At most so many rounds get an `epsilon_executed` of their own: each is an accountant's run of some 50 ms, which is
 # more than the cohort engine takes to train a small model in ten nodes.
 ROUNDS_ACCOUNTED = 20
+SHELF = "round.bin"  # in the folder of answers: those of the round that is under way
 POLICY = "policy.cedar"  # in the run's folder: what its nodes ask, where they ask a policy
 
 
@@ -64,7 +68,9 @@ class Scenario:
         device: torch.device,
         ledgers: Path | None = None,
         engine: EngineName = "auto",
+        processes: int | None = None,
     ) -> None:
+        """`processes`: how many train, at most; by default one for each core."""
         self.plan = plan
         self.submission = submission
         self.folder = folder
@@ -73,6 +79,7 @@ class Scenario:
         self._bench = Bench(world.task, device)
         self._device = device
         self._asked = engine
+        self._processes = processes
         # Unfit tasks are found before anything is charged; by their gradients where the engine is chosen.
         self.trainable = self._bench.trainable(submission, with_gradients=False)
         self.views = Views(folder.root / "views.jsonl")
@@ -88,11 +95,12 @@ class Scenario:
         ledgers: Path | None = None,
         policy: Rules | None = None,
         engine: EngineName = "auto",
+        processes: int | None = None,
     ) -> "Scenario":
         """A new run: resolved, checked, and written down so that it can be resumed. `policy`: every node asks it."""
         check_sizes(plan, world)
         submission = simulated_submission(plan)
-        scenario = cls(plan, submission, folder, world, device, ledgers, engine)
+        scenario = cls(plan, submission, folder, world, device, ledgers, engine, processes)
         scenario.engine  # noqa: B018 -- an engine that cannot train the model is said before anything is written
         folder.begin(plan, submission)
         if policy is not None:
@@ -106,10 +114,12 @@ class Scenario:
         device: torch.device,
         ledgers: Path | None = None,
         engine: EngineName = "auto",
+        processes: int | None = None,
     ) -> "Scenario":
         """The run that was begun in this folder."""
         plan, submission = folder.read()
-        return cls(plan, submission, folder, World.of(plan, load_task(plan.run.task)), device, ledgers, engine)
+        world = World.of(plan, load_task(plan.run.task))
+        return cls(plan, submission, folder, world, device, ledgers, engine, processes)
 
     @property
     def plan_hash(self) -> str:
@@ -128,20 +138,27 @@ class Scenario:
     def nodes(self) -> dict[str, Node]:
         """The nodes by name, each with its ledger."""
         policy = self.folder.root / POLICY
-        folders = NodeFolders(self.ledgers, self.folder.root / "answers", policy if policy.exists() else None)
+        folders = NodeFolders(self.ledgers, self._answers, policy if policy.exists() else None, self._shelf)
         workshop = self._bench.trainer if self.engine.model is None else self._bench.reserve
         return {
             name: simulated_node(self.world, name, self.submission.plan, folders, workshop)
             for name in self.world.shares
         }
 
+    def muster(self) -> None:
+        """Start the processes that train; best before anything else of this process runs in threads."""
+        self._crew  # noqa: B018
+
     def run(self, watch: Watch, fault: Fault | None = None) -> State:
         """Carry it out, from its newest checkpoint where there is one. Writes the model."""
+        self.muster()
         by_id = dict(enumerate(self.nodes.values(), start=2))  # 1 is the server
         faults = self._faults(by_id)
-        grid: Grid = self._grid(by_id, fault or faults)
+        local = self._grid(by_id, fault or faults)
+        held = local if isinstance(local, CohortGrid) else None
+        grid: Grid = local
         if faults is not None:
-            grid = LossyGrid(grid, faults)
+            grid = LossyGrid(local, faults)
         checkpoints = self.folder.checkpoints(self.submission)
         with _local_log(self.folder):
 
@@ -157,6 +174,7 @@ class Scenario:
                 look,
                 witnesses_in(self.ledgers),
                 name_of=lambda node_id: by_id[node_id].name,
+                held=held,
             )
             state = federation.run()
         self.folder.write_model(self.submission, state)
@@ -164,6 +182,8 @@ class Scenario:
 
     def close(self) -> None:
         """Let go of the ledgers: only then is each one file that can be copied and audited."""
+        if self.__dict__.get("_crew") is not None:
+            self.__dict__.pop("_crew").close()
         if "nodes" in self.__dict__:
             for node in self.nodes.values():
                 node.close()
@@ -177,11 +197,34 @@ class Scenario:
             n: Context(1, n, {"partition-id": n - 2, "num-partitions": len(by_id)}, RecordDict(), {}) for n in by_id
         }
         app = client_app(lambda context: by_id[context.node_id])
-        together = together_by(self.engine, self.submission, self.world)
-        if together is None:
+        if self._work is None or self._crew is None:
             return LocalGrid(app, contexts, fault)
-        nodes = {n: (node, len(self.world.shares[node.name].indices)) for n, node in by_id.items()}
-        return CohortGrid(app, contexts, nodes, together, self.engine.at_once, fault)
+        parties = {n: Party(node, len(self.world.shares[node.name].indices)) for n, node in by_id.items()}
+        is_summed = not self.plan.keeps_updates
+        at_once = self.engine.at_once
+        return CohortGrid(app, contexts, parties, self._work, self._crew, at_once, is_summed=is_summed, fault=fault)
+
+    @property
+    def _answers(self) -> Path:
+        return self.folder.root / "answers"
+
+    @cached_property
+    def _shelf(self) -> Shelf | None:
+        if self.engine.model is None:
+            return None
+        return Shelf(self._answers / SHELF, self.engine.model.initial, len(self.world.shares))
+
+    @cached_property
+    def _work(self) -> CohortWork | None:
+        model, shelf = self.engine.model, self._shelf
+        return CohortWork(model, self.submission, self.world, shelf) if model and shelf else None
+
+    @cached_property
+    def _crew(self) -> Crew | None:
+        """The processes that train in groups, forked before ledgers are opened."""
+        if self._work is None:
+            return None
+        return Crew(self._work, processes_for(self.engine, self.submission.plan, self.world, self._processes))
 
     def _faults(self, by_id: Mapping[int, Node]) -> Faults | None:
         section = self.world.section.faults

@@ -104,6 +104,11 @@ class CohortModel:
         parts = [torch.from_numpy(parameters[slot.name].astype("float32").reshape(-1)) for slot in self.slots]
         return torch.cat(parts).to(self.device)
 
+    def views(self, values: Tensor) -> dict[str, Array]:
+        """A vector [d] in this process's memory as named parameters, not copied."""
+        array = values.detach().numpy()
+        return {slot.name: array[slot.start : slot.end].reshape(slot.shape) for slot in self.slots}
+
     def split(self, values: Tensor) -> dict[str, Array]:
         """A vector [d] as named parameters, copied out."""
         array = values.detach().cpu().numpy()

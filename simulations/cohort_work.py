@@ -1,0 +1,173 @@
+"""CohortWork: what the processes of a simulation do for groups of nodes, and what comes of it for each node.
+
+The engine hands back a sum where the strategy is a weighted mean: updates stay in their rows, are added up there with
+the very roundings of the server's running average, and so the sum is the same to the last bit.
+"""
+
+import mmap
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..client.answers import Answer
+from ..client.draw import Draw
+from ..client.node import Begun, Carried, Node
+from ..client.randomness import drawn
+from ..client.tasks.protocol import Partition, Records
+from ..client.training import made_of
+from ..privacy.parameters import Parameters, is_same
+from ..privacy.submission import Submission
+from ..server.aggregation import ROUNDING
+from .cohort.batches import Member
+from .cohort.evaluation import evaluate
+from .cohort.model import CohortModel
+from .cohort.trainer import CohortTrainer
+from .crew import Order, Result
+from .shelf import Shelf
+from .world import World
+
+# Values times rows from which a sum is worth sharing out; what of them one pass takes, so that it stays in the caches.
+_WORTH_SHARING = 2**18
+_ROWS_AT_ONCE, _VALUES_AT_ONCE = 16, 2**12
+
+
+class CohortWork:
+    """Carries out groups of nodes that have begun. In any process: what it needs and gives lies in shared memory.
+
+    The first process writes the round's parameters down (`load`), and makes orders and answers of what nodes have
+    begun; whoever is called with an order trains the group, into rows of the shelf.
+    """
+
+    def __init__(self, model: CohortModel, submission: Submission, world: World, shelf: Shelf) -> None:
+        self._model = model
+        self._submission = submission
+        self._world = world
+        self._shelf = shelf
+        self._trainer = CohortTrainer(model, submission)
+        self._made_of = made_of(world.task)
+        self._rows = torch.from_numpy(shelf.rows)
+        self._parameters = torch.from_numpy(_shared(np.float32, model.size))
+        self._sum = torch.from_numpy(_shared(np.float64, model.size))
+        self._loaded: Parameters | None = None
+        self._records_of = _RecordsOf(world, model.device)
+
+    def load(self, parameters: Parameters) -> None:
+        """The parameters that the next orders are about. Nobody may be at an order of others."""
+        if self._loaded is None or not is_same(parameters, self._loaded):
+            self._parameters.copy_(self._model.joined(parameters))
+            self._loaded = parameters
+
+    def order(self, begun: Sequence[tuple[Node, Begun]]) -> Order | None:
+        """What is to be done for these nodes; None where they are not asked the same, or of what is not loaded."""
+        first = begun[0][1]
+        if self._loaded is None or not is_same(first.request.parameters, self._loaded):
+            return None
+        if not all(_is_alike(part, first) for _, part in begun) or first.submission.hash != self._submission.hash:
+            return None
+        members = [
+            {"node": node.name, "size": node.dataset.declared_size, "seed": part.draw.seed, "labels": part.draw.labels}
+            for node, part in begun
+        ]
+        order: Order = {"do": first.request.stage, "members": members}
+        if first.request.stage == "train":
+            order["rows"] = [self._shelf.place(first.attempt.round) for _ in begun]
+        return order
+
+    def __call__(self, order: Order) -> Result:
+        """Carry it out; where the task fails, say so: alone, some may not fail."""
+        if order["do"] == "add":
+            self._add(order)
+            return {}
+        try:
+            members = [self._records_of.member(**member) for member in order["members"]]
+            parameters = self._model.views(self._parameters)
+            if order["do"] == "evaluate":
+                evaluated = evaluate(self._model, parameters, members)
+                return {"done": dict(evaluated[0].done), "sums": [one.sums for one in evaluated]}
+            update = self._trainer.train_together(parameters, members)
+            self._rows[order["rows"]] = update.values.cpu()
+            finite = torch.isfinite(update.values).all(dim=1).tolist()
+            return {
+                "done": dict(update.done),
+                "hashes": list(map(self._shelf.hash_of, order["rows"])),
+                "finite": finite,
+            }
+        except Exception as error:
+            return {"failed": type(error).__name__}
+
+    def carried(self, order: Order, result: Result) -> list[Carried] | None:
+        """What each node of an order gave; None where the task failed for them together."""
+        if "failed" in result:
+            return None
+        done = {**result["done"], **self._made_of}
+        if order["do"] == "evaluate":
+            return [Carried(Answer(sums=sums), done) for sums in result["sums"]]
+        placed = zip(order["rows"], result["hashes"], strict=True)
+        return [Carried(self._shelf.answer(row, digest), done) for row, digest in placed]
+
+    def sum_orders(self, rows: Sequence[int], shares: Sequence[float], processes: int) -> list[Order]:
+        """How the sum of rows, each times its share, is computed: a part of the model for each process."""
+        self._sum.zero_()
+        parts = processes if len(rows) * self._model.size >= _WORTH_SHARING else 1
+        ends = [self._model.size * part // parts for part in range(parts + 1)]
+        job = {"do": "add", "rows": list(rows), "shares": list(shares)}
+        return [job | {"from": start, "to": end} for start, end in pairwise(ends)]
+
+    @property
+    def sum(self) -> dict[str, NDArray[np.float64]]:
+        """What the orders of `sum_orders` have added up, by name, flat: views."""
+        values = self._sum.numpy()
+        return {slot.name: values[slot.start : slot.end] for slot in self._model.slots}
+
+    def _add(self, order: Order) -> None:
+        """As aggregation.RunningAverage.add: terms are rounded to multiples of a quantum, so that no order counts."""
+        shares = torch.tensor(order["shares"], dtype=torch.float64).unsqueeze(1)
+        for rows, of_rows in zip(_portions(order["rows"]), torch.split(shares, _ROWS_AT_ONCE), strict=True):
+            for start in range(order["from"], order["to"], _VALUES_AT_ONCE):
+                end = min(start + _VALUES_AT_ONCE, order["to"])
+                terms = torch.stack([self._rows[row, start:end] for row in rows]).double()
+                self._sum[start:end] += terms.mul_(of_rows).add_(ROUNDING).sub_(ROUNDING).sum(dim=0)
+
+
+class _RecordsOf:
+    """The nodes' records, each node's loaded when it has begun for the first time in this process, and not before."""
+
+    def __init__(self, world: World, device: torch.device) -> None:
+        self._world = world
+        self._device = device
+        self._shared: Records | None = None  # the world's, on the device
+        self._held: dict[str, tuple[Records, torch.Tensor | None]] = {}
+
+    def member(self, node: str, size: int, seed: int | None, labels: Sequence[str | int]) -> Member:
+        """A node that declares `size` records, with what it draws from."""
+        if node not in self._held:
+            self._held[node] = self._loaded(self._world.shares[node])
+        records, indices = self._held[node]
+        return Member(records, size, drawn(Draw(seed, tuple(labels))), indices)
+
+    def _loaded(self, share: Partition) -> tuple[Records, torch.Tensor | None]:
+        """The world's own records with the share's places in them; or what the task makes of the share."""
+        loaded, plain = self._world.task.load(share), share.load()
+        if not (torch.equal(loaded.inputs, plain.inputs) and torch.equal(loaded.targets, plain.targets)):
+            return loaded.to(self._device), None
+        if self._shared is None:
+            self._shared = share.records.to(self._device)
+        return self._shared, share.indices
+
+
+def _shared(kind: type[np.generic], count: int) -> NDArray[Any]:
+    """Zeros that forked processes share."""
+    return np.frombuffer(mmap.mmap(-1, count * np.dtype(kind).itemsize), kind)
+
+
+def _portions(rows: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
+
+
+def _is_alike(one: Begun, other: Begun) -> bool:
+    same = one.request.stage == other.request.stage and one.submission.hash == other.submission.hash
+    return same and is_same(one.request.parameters, other.request.parameters)

@@ -1,0 +1,180 @@
+"""Crew: processes that share one simulation's work, this one among them. One thread each; no copy of what is large.
+
+They are forked from this process when all that they need is loaded, so that records, models and mapped memory are the
+same pages for all. What passes between them are orders and results, lines of JSON. An order gives the same result
+whoever carries it out: so results do not depend on how many processes there are, nor on who is quicker; and the orders
+of one that dies are carried out again.
+"""
+
+import gc
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+Order = dict[str, Any]
+Result = dict[str, Any]
+Work = Callable[[Order], Result]
+
+# Orders that a worker has before it, so that it need not wait for the next one while this process is busy.
+_AHEAD = 2
+_READ_BYTES = 1 << 16
+
+log = logging.getLogger("privet.node")
+
+
+def can_fork() -> bool:
+    """Whether processes can be forked here: elsewhere than on Linux system libraries do not stand it."""
+    return sys.platform == "linux"
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A forked process: its end of a socket, and the tickets that it has before it, the oldest first."""
+
+    pid: int
+    socket: socket.socket
+    tickets: deque[int] = field(default_factory=deque)
+    partial: bytes = b""
+
+
+class Crew:
+    """Carries out orders by `work`. `processes`: how many, this one included. Leave the context to end the others."""
+
+    def __init__(self, work: Work, processes: int) -> None:
+        self._work = work
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[_Worker] = []
+        self._orders: dict[int, Order] = {}  # those that have no result yet
+        self._waiting: deque[int] = deque()  # of them, those that nobody has before him
+        self._results: dict[int, Result] = {}
+        self._given = self._taken = 0
+        if processes > 1:
+            gc.collect()
+            gc.freeze()  # what exists now is no child's to clean up
+            for _ in range(processes - 1):
+                self._fork()
+
+    def __len__(self) -> int:
+        return len(self._workers) + 1
+
+    @property
+    def open_orders(self) -> int:
+        """How many orders were given whose results were not taken."""
+        return self._given - self._taken
+
+    @property
+    def most_open(self) -> int:
+        """How many open orders keep everybody at work; with more, only more would be lost with this process."""
+        return _AHEAD * len(self._workers) + 1
+
+    def give(self, order: Order) -> None:
+        """An order, which somebody carries out."""
+        self._orders[self._given] = order
+        self._waiting.append(self._given)
+        self._given += 1
+        self._hand_out()
+
+    def take(self) -> Result:
+        """The result of the oldest order; carries orders out meanwhile that nobody else has before him."""
+        if not self.open_orders:
+            raise ValueError("nothing was ordered")
+        while self._taken not in self._results:
+            self._listen(wait=not self._waiting)
+            self._hand_out()
+            if self._taken not in self._results and self._waiting:
+                ticket = self._waiting.popleft()
+                self._results[ticket] = self._work(self._orders.pop(ticket))
+        self._taken += 1
+        return self._results.pop(self._taken - 1)
+
+    def close(self) -> None:
+        """End the other processes."""
+        for worker in list(self._workers):
+            self._bury(worker)
+        self._selector.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fork(self) -> None:
+        ours, theirs = socket.socketpair()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a progress bar's thread, which no child waits for
+            pid = os.fork()
+        if pid == 0:
+            try:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process says what becomes of Ctrl-C
+                for end in (ours, *(worker.socket for worker in self._workers)):
+                    end.close()  # or the others' sockets would stay open when the first process is gone
+                _serve(theirs, self._work)
+            finally:
+                os._exit(0)
+        theirs.close()
+        worker = _Worker(pid, ours)
+        self._workers.append(worker)
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+
+    def _hand_out(self) -> None:
+        for ahead in range(_AHEAD):
+            for worker in list(self._workers):
+                if self._waiting and len(worker.tickets) <= ahead:
+                    self._send(worker, self._waiting.popleft())
+
+    def _send(self, worker: _Worker, ticket: int) -> None:
+        worker.tickets.append(ticket)
+        try:
+            worker.socket.sendall(json.dumps(self._orders[ticket]).encode() + b"\n")
+        except OSError:
+            self._bury(worker)
+
+    def _listen(self, wait: bool) -> None:
+        """Take in the results that have come; `wait` for one where none has."""
+        if not self._workers:
+            return
+        for key, _ in self._selector.select(None if wait else 0):
+            worker: _Worker = key.data
+            try:
+                content = worker.socket.recv(_READ_BYTES)
+            except OSError:
+                content = b""
+            if not content:
+                log.warning("process %d has ended; what it was at is done again", worker.pid)
+                self._bury(worker)
+                continue
+            *lines, worker.partial = (worker.partial + content).split(b"\n")
+            for line in lines:
+                ticket = worker.tickets.popleft()
+                del self._orders[ticket]
+                self._results[ticket] = json.loads(line)
+
+    def _bury(self, worker: _Worker) -> None:
+        """It is gone, or to go: what it had before it is anybody's again."""
+        self._workers.remove(worker)
+        self._selector.unregister(worker.socket)
+        worker.socket.close()  # which ends it, when it has done what it is at
+        self._waiting.extendleft(reversed(worker.tickets))
+        os.kill(worker.pid, signal.SIGKILL)
+        os.waitpid(worker.pid, 0)
+
+
+def _serve(end: socket.socket, work: Work) -> None:
+    """A child's life: order after order, until nobody is there to give any."""
+    with end.makefile("rwb") as stream:
+        for line in stream:
+            stream.write(json.dumps(work(json.loads(line))).encode() + b"\n")
+            stream.flush()

@@ -1,0 +1,122 @@
+"""Shelf: the answers of a simulation's round, in one file that lies in memory, which all its processes share.
+
+An update is written once, into its row, by the process that computed it: there it is kept for a reply that is lost,
+hashed, and added up. The file outlives the processes, as a simulation's ledgers do. A row is free again when the next
+round begins: by then the round's checkpoint is there.
+"""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..client.answers import Answer, Answers
+from ..privacy.budget.guard import Attempt
+from ..privacy.parameters import Array, Parameters
+
+_HEADER_BYTES = mmap.PAGESIZE  # the count of rows in use, and room, so that rows begin where a page does
+_FLOAT_BYTES = 4
+# Rows a node: a round's first attempts, those of its spare rounds, and what a round before an interruption left behind.
+ROWS_OF_NODE = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShelvedAnswer(Answer):
+    """An update on the shelf, whose hash is known; `parameters` are views of its row."""
+
+    hash: str = ""
+
+
+class Shelf:
+    """Rows of [d] float32 for updates like `model`, at `path`; begun, or found again after an interruption."""
+
+    def __init__(self, path: Path, model: Parameters, nodes: int) -> None:
+        self._slots = list(_slots(model))
+        self._size = sum(array.size for array in model.values())
+        count = nodes * ROWS_OF_NODE
+        length = _HEADER_BYTES + count * self._size * _FLOAT_BYTES
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("r+b" if path.exists() and path.stat().st_size == length else "w+b") as file:
+            file.truncate(length)  # sparse: what is never written takes no room
+            self._map = mmap.mmap(file.fileno(), length)
+        self._used = np.frombuffer(self._map, np.int64, 1)
+        self.rows: NDArray[np.float32] = np.frombuffer(self._map, np.float32, offset=_HEADER_BYTES).reshape(count, -1)
+        self._round: int | None = None
+        header = {name: list(array.shape) for name, array in model.items()}
+        self._prefix = hashlib.sha256(b"privet/update/v1\0" + json.dumps(header).encode() + b"\0")
+        self._sums = path.with_suffix(".sums.jsonl")
+
+    def place(self, round_number: int) -> int:
+        """A free row. The rows of an earlier round are free when this process has seen that round end."""
+        if self._round is not None and self._round != round_number:
+            self._used[0] = 0
+        self._round = round_number
+        row = int(self._used[0])
+        if row == len(self.rows):
+            raise MemoryError(f"all {row} rows are taken in round {round_number}")
+        self._used[0] = row + 1
+        return row
+
+    def hash_of(self, row: int) -> str:
+        """SHA-256 over names, shapes and values of the update in a row, hexadecimal."""
+        digest = self._prefix.copy()
+        digest.update(self.rows[row].data)
+        return digest.hexdigest()
+
+    def answer(self, row: int, digest: str) -> ShelvedAnswer:
+        """The update in a row, as views."""
+        values = self.rows[row]
+        return ShelvedAnswer({name: values[at].reshape(shape) for name, at, shape in self._slots}, hash=digest)
+
+    def find(self, digest: str) -> Answer | None:
+        """The answer of that hash, copied out; None where it is not here."""
+        for row in range(int(self._used[0])):
+            if self.hash_of(row) == digest:
+                return Answer({name: array.copy() for name, array in self.answer(row, digest).parameters.items()})
+        return self._found_sums(digest)
+
+    def keep_sums(self, sums: Mapping[str, float]) -> str:
+        """Keep what a node released of an evaluation; its hash."""
+        line = json.dumps(sums)
+        with self._sums.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        return _hash_of_line(line)
+
+    def _found_sums(self, digest: str) -> Answer | None:
+        lines = self._sums.read_text(encoding="utf-8").splitlines() if self._sums.exists() else []
+        found = next((line for line in reversed(lines) if _hash_of_line(line) == digest), None)
+        return None if found is None else Answer(sums=json.loads(found))
+
+
+class ShelvedAnswers(Answers):
+    """The kept answers of one node, on the shelf; those that were made without it lie in the node's own folder."""
+
+    def __init__(self, folder: Path, shelf: Shelf) -> None:
+        super().__init__(folder, survives_power_cut=False)  # nor does a simulation's ledger
+        self._shelf = shelf
+
+    def keep(self, run_id: str, attempt: Attempt, answer: Answer) -> str:
+        """See Answers."""
+        if isinstance(answer, ShelvedAnswer):
+            return answer.hash
+        return super().keep(run_id, attempt, answer) if answer.parameters else self._shelf.keep_sums(answer.sums)
+
+    def read(self, run_id: str, attempt: Attempt, answer_hash: str) -> Answer:
+        """See Answers."""
+        return self._shelf.find(answer_hash) or super().read(run_id, attempt, answer_hash)
+
+
+def _slots(model: Mapping[str, Array]) -> Iterator[tuple[str, slice, tuple[int, ...]]]:
+    start = 0
+    for name, array in model.items():
+        yield name, slice(start, start + array.size), array.shape
+        start += array.size
+
+
+def _hash_of_line(line: str) -> str:
+    return hashlib.sha256(b"privet/sums/v1\0" + line.encode()).hexdigest()
