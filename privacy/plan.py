@@ -158,6 +158,13 @@ REQUIRED_STRATEGY_KEYS: dict[str, tuple[str, ...]] = {
     "bulyan": ("malicious_nodes",),
     "fedtrimmedavg": ("trimmed_fraction",),
 }
+# The same for [simulation]; each partition needs what it reads.
+PARTITION_KEYS: dict[str, tuple[str, ...]] = {
+    "iid": (),
+    "dirichlet": ("alpha",),
+    "shards": ("shards_per_node",),
+    "sizes": ("sizes",),
+}
 
 
 class TrainingSection(Section):
@@ -362,9 +369,8 @@ def _evaluation_problems(plan: Plan) -> list[str]:
 def _partition_problems(simulation: SimulationSection | None) -> list[str]:
     if simulation is None:
         return []
-    reads = {"dirichlet": "alpha", "shards": "shards_per_node", "sizes": "sizes"}
-    wanted = reads.get(simulation.partition)
-    for key in reads.values():
+    wanted = next(iter(PARTITION_KEYS[simulation.partition]), None)
+    for key in (key for keys in PARTITION_KEYS.values() for key in keys):
         given, spelled = getattr(simulation, key) is not None, key.replace("_", "-")
         if given and key != wanted:
             return [f"simulation.{spelled}: partition {simulation.partition!r} does not read it"]

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from ..privacy.channel.files import write_whole
 from ..privacy.errors import PlanError, UsageError
-from ..privacy.plan import Plan, SimulationSection
+from ..privacy.plan import PARTITION_KEYS, STRATEGY_KEYS, Plan, SimulationSection
 from ..privacy.plan_file import is_key, parse_plan, plan_text, toml_value
 
 FORMAT = 1
@@ -25,6 +25,8 @@ MOST_POINTS = 10_000  # more is a slip of the pen: at a second each they take th
 NAME_LENGTH = 120  # characters of a folder's name, well below what file systems take
 SWEEP = "sweep.json"
 POINTS = "points"
+# Keys of which the values read others: one of these may be given for all, and is for those that read it.
+_CHOICES = {"aggregation.strategy": STRATEGY_KEYS, "simulation.partition": PARTITION_KEYS}
 _OVER = "--over privacy.epsilon=1,2,4"
 
 Settings = tuple[tuple[str, str], ...]
@@ -199,14 +201,29 @@ def _check_axes(axes: Sequence[Axis], seeds: int) -> None:
 def _seeded(text: str, origin: str, assignments: Sequence[str], settings: Settings, seeds: int) -> list[Point]:
     """One combination with each of its seeds: the plan's own, and those that follow it."""
     chosen = [f"{key}={value}" for key, value in settings]
+    set_so = [*assignments, *_set_aside(dict(settings)), *chosen]
     try:
-        first = parse_plan(text, origin, [*assignments, *chosen])
+        first = parse_plan(text, origin, set_so)
         numbers = range(first.run.seed, first.run.seed + seeds)
-        plans = {n: parse_plan(text, origin, [*assignments, *chosen, f"run.seed={n}"]) for n in numbers}
+        plans = {n: parse_plan(text, origin, [*set_so, f"run.seed={n}"]) for n in numbers}
     except PlanError as error:
         told = [f"{', '.join(chosen)}: {problem.removeprefix('--set: ')}" for problem in error.problems]
         raise PlanError(told, "take that combination out, or mend the plan") from None
     return [Point(settings, seed, plan) for seed, plan in plans.items()]
+
+
+def _set_aside(settings: Mapping[str, str]) -> Iterator[str]:
+    """Assignments that take out, where strategies or partitions are swept, what the one chosen does not read.
+
+    A key that is swept itself stays, and is an error: the same plan would be simulated for each of its values.
+    """
+    for choice, keys_of in _CHOICES.items():
+        chosen = toml_value(settings[choice]) if choice in settings else None
+        if chosen in keys_of:
+            section = choice.partition(".")[0]
+            unread = {key for keys in keys_of.values() for key in keys} - set(keys_of[str(chosen)])
+            named = (f"{section}.{key.replace('_', '-')}" for key in sorted(unread))
+            yield from (f"{key}=" for key in named if key not in settings)
 
 
 def _split(text: str) -> list[str]:

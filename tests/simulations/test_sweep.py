@@ -74,6 +74,30 @@ def test_an_axis_of_another_form_is_refused(text: str) -> None:
         Axis.read(text)
 
 
+def test_swept_strategies_each_take_the_keys_that_they_read() -> None:
+    """One sweep compares strategies: what only some of them need is given once, and the others do without it."""
+    given = ("aggregation.malicious-nodes=1", "aggregation.trimmed-fraction=0.2")
+    over = ("aggregation.strategy=fedavg,krum,fedtrimmedavg", "simulation.partition=iid,dirichlet")
+    points = sweep_of(*over, assignments=given).points
+    told = [
+        (p.plan.aggregation.strategy, p.plan.aggregation.malicious_nodes, p.plan.aggregation.trimmed_fraction)
+        for p in points[::2]
+    ]
+    assert told == [("fedavg", None, None), ("krum", 1, None), ("fedtrimmedavg", None, 0.2)]
+    assert [point.plan.simulation.alpha for point in points[:2] if point.plan.simulation] == [None, 1.0]
+
+
+def test_a_key_that_is_swept_beside_strategies_that_do_not_read_it_is_refused() -> None:
+    """The same plan would be simulated once for each of its values."""
+    with pytest.raises(PlanError, match="strategy 'fedavg' does not read it"):
+        sweep_of("aggregation.strategy=fedavg,krum", "aggregation.malicious-nodes=0,1")
+
+
+def test_a_strategy_that_lacks_its_key_is_refused_in_a_sweep_too() -> None:
+    with pytest.raises(PlanError, match="strategy 'krum' needs it"):
+        sweep_of("aggregation.strategy=fedavg,krum")
+
+
 def test_an_axis_names_each_value_once() -> None:
     with pytest.raises(UsageError, match=r"1\.0 stands there twice|1 stands there twice"):
         Axis.read("privacy.epsilon=1,2,1.0")
