@@ -70,7 +70,8 @@ class CohortSums:
             raise UnsupportedError("the model's forward: it overwrites what a layer gave")
         outputs = [layer.output for layer in layers if layer.output is not None]
         starts = real.flatten().to(losses.dtype)
-        backprops = torch.autograd.grad(losses, outputs, grad_outputs=starts, allow_unused=True)
+        # By a product: torch imports sympy where it is told `grad_outputs`.
+        backprops = torch.autograd.grad(torch.dot(losses, starts), outputs, allow_unused=True)
         found = [(layer, part) for layer, part in zip(layers, backprops, strict=True) if part is not None]
         finite, weights = torch.isfinite(losses.detach()).view(real.shape), None
         if self.clip_norm is not None:
