@@ -68,6 +68,9 @@ def simulate(
     engine: Annotated[
         str | None, typer.Option(help="auto (the default), cohort (nodes trained together) or sequential.")
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="How many processes train (default: one a core). None changes the result.", min=1)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of a summary.")] = False,
 ) -> None:
     """Train one model over simulated institutions, with the plan, the rules and the ledgers of a deployment."""
@@ -87,7 +90,7 @@ def simulate(
         if plan or out or assignments or ledgers or policy or engine or seed is not None:
             raise UsageError("--resume goes on with the plan in its folder", "give --resume DIR alone")
         kept_compare, kept_ledgers, trained_by = _kept_options(resume)
-        scenario = Scenario.resumed(_folder(resume), chosen, kept_ledgers, trained_by)
+        scenario = Scenario.resumed(_folder(resume), chosen, kept_ledgers, trained_by, processes)
         compare = compare or kept_compare
     else:
         trained_by = _engine(engine or "auto")
@@ -97,14 +100,14 @@ def simulate(
         rules = read_rules(policy) if policy else None
         world = World.of(asked, load_task(asked.run.task))
         folder = _folder(out or _free_folder(asked.run.name))
-        scenario = Scenario.begun(asked, folder, world, chosen, ledgers, rules, trained_by)
+        scenario = Scenario.begun(asked, folder, world, chosen, ledgers, rules, trained_by, processes)
     _keep_options(scenario.folder.root, compare, scenario.ledgers, trained_by)
     if scenario.engine.name == "cohort":
         keep_memory()
     with closing(scenario):
         state = _carried_out(scenario, console)
         is_compared = compare and scenario.submission.claim is not None
-        compared = _compared(scenario, chosen, trained_by, console) if is_compared else None
+        compared = _compared(scenario, chosen, trained_by, processes, console) if is_compared else None
         _finish(scenario, state, compared, time.monotonic() - started, as_json)
 
 
@@ -130,15 +133,16 @@ def _finish(
 
 
 def _compared(
-    scenario: "Scenario", device: "torch.device", engine: "EngineName", console: Console
+    scenario: "Scenario", device: "torch.device", engine: "EngineName", processes: int | None, console: Console
 ) -> "tuple[Scenario, State]":
     from .scenario import Scenario, without_privacy
 
     folder = _folder(scenario.folder.root / COMPARED)
     if folder.submission.exists():
-        other = Scenario.resumed(folder, device, engine=engine)
+        other = Scenario.resumed(folder, device, engine=engine, processes=processes)
     else:
-        other = Scenario.begun(without_privacy(scenario.plan), folder, scenario.world, device, engine=engine)
+        plan = without_privacy(scenario.plan)
+        other = Scenario.begun(plan, folder, scenario.world, device, engine=engine, processes=processes)
     with closing(other):
         return other, _carried_out(other, console)
 
@@ -148,6 +152,7 @@ def _carried_out(scenario: "Scenario", console: Console) -> "State":
 
     root = scenario.folder.root
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    scenario.muster()
     with RoundProgress(scenario.submission, console) as progress:
         try:
             return scenario.run(progress.show)

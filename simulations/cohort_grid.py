@@ -101,10 +101,17 @@ class CohortGrid(LocalGrid):
         sizes = [self._parties[message.metadata.dst_node_id].records for message in messages]
         groups = deque(groups_of(sizes, self._at_once))
         begun: deque[tuple[list[Asked], Order | None]] = deque()
-        while groups or begun:
-            while groups and self._crew.open_orders < self._crew.most_open:
-                begun.append(self._begun([messages[place] for place in groups.popleft()]))
-            yield from self._finished(*begun.popleft())
+        try:
+            while groups or begun:
+                while groups and self._crew.open_orders < self._crew.most_open:
+                    begun.append(self._begun([messages[place] for place in groups.popleft()]))
+                asked, order = begun[0]
+                replies, is_held = self._finished(asked, order)
+                begun.popleft()
+                yield from self._handed_on(asked, replies, order["rows"] if order is not None and is_held else ())
+        finally:  # whoever asked has gone away: what has begun is kept for when he asks again
+            for asked, order in begun:
+                self._finished(asked, order)
 
     def _begun(self, messages: list[Message]) -> tuple[list[Asked], Order | None]:
         for message in messages:
@@ -116,17 +123,21 @@ class CohortGrid(LocalGrid):
             self._crew.give(order)
         return asked, order
 
-    def _finished(self, asked: list[Asked], order: Order | None) -> Iterator[Message]:
+    def _finished(self, asked: list[Asked], order: Order | None) -> tuple[list[Message], bool]:
+        """The replies; and whether their updates are held, and not in them."""
         result = self._crew.take() if order is not None else None
         carried = self._work.carried(order, result) if order is not None and result is not None else None
         is_held = self._is_summed and result is not None and all(result.get("finite", (False,)))
-        rows = iter(order["rows"] if order is not None and is_held else ())
-        replies = finished_together(asked, carried, is_held)
+        return finished_together(asked, carried, is_held), is_held
+
+    def _handed_on(self, asked: list[Asked], replies: list[Message], rows: Iterable[int]) -> Iterator[Message]:
+        """Reply after reply; `rows`: where the updates lie of those that have just been trained, if they are held."""
+        held = iter(rows)
         for one in asked:
-            reply = self._faulted(one.message, replies.pop(0))
-            self._row_of.pop(one.message.metadata.dst_node_id, None)
-            if is_held and isinstance(one.step, Begun):
-                self._row_of[one.message.metadata.dst_node_id] = next(rows)
+            node_id, reply = one.message.metadata.dst_node_id, self._faulted(one.message, replies.pop(0))
+            self._row_of.pop(node_id, None)
+            if isinstance(one.step, Begun) and (row := next(held, None)) is not None:
+                self._row_of[node_id] = row
             if reply is not None:
                 yield reply
             del reply  # or it would be held while the next one is used

@@ -92,8 +92,7 @@ class Crew:
             self._listen(wait=not self._waiting)
             self._hand_out()
             if self._taken not in self._results and self._waiting:
-                ticket = self._waiting.popleft()
-                self._results[ticket] = self._work(self._orders.pop(ticket))
+                self._carry_out(self._waiting.popleft())
         self._taken += 1
         return self._results.pop(self._taken - 1)
 
@@ -128,6 +127,14 @@ class Crew:
         worker = _Worker(pid, ours)
         self._workers.append(worker)
         self._selector.register(ours, selectors.EVENT_READ, worker)
+
+    def _carry_out(self, ticket: int) -> None:
+        try:
+            self._results[ticket] = self._work(self._orders[ticket])
+        except BaseException:  # Ctrl-C: it may still be wanted
+            self._waiting.appendleft(ticket)
+            raise
+        del self._orders[ticket]
 
     def _hand_out(self) -> None:
         for ahead in range(_AHEAD):

@@ -98,14 +98,14 @@ def _scenario(plan: Plan, root: Path, device: torch.device) -> Scenario:
     folder = RunFolder(root)
     if folder.submission.exists():
         try:
-            scenario = Scenario.resumed(folder, device)
+            scenario = Scenario.resumed(folder, device, processes=1)  # the sweep has a process for each core
             if _has_lost_nothing(scenario):
                 return scenario
             scenario.close()
         except PrivetError:
             pass  # torn by a crash
     shutil.rmtree(root, ignore_errors=True)
-    return Scenario.begun(plan, folder, World.of(plan, load_task(plan.run.task)), device)
+    return Scenario.begun(plan, folder, World.of(plan, load_task(plan.run.task)), device, processes=1)
 
 
 def _has_lost_nothing(scenario: Scenario) -> bool:
