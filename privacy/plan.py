@@ -6,7 +6,6 @@ out. Keys are spelled in kebab-case; an unknown key is an error. One plan, one m
 alike.
 """
 
-import difflib
 import math
 from decimal import Decimal
 from typing import Annotated, Literal, Self
@@ -24,6 +23,7 @@ from pydantic import (
 )
 
 from .plan_central import central_problems
+from .plan_strategies import KEEPING_STRATEGIES, strategy_problems
 
 # Limits of a plan. They bound what a node can be asked to compute, and keep integers exact in canonical JSON (2^53).
 LARGEST_INTEGER = 2**53 - 1
@@ -49,18 +49,6 @@ Lie = Literal["nan", "flip-signs", "scale"]
 
 # The entry points under which tasks are installed: a plan names one of them.
 TASK_GROUP = "privet.tasks"
-
-# Strategies of flwr.serverapp.strategy, by the plan's name. Streaming: a running average, one model in memory.
-STREAMING_STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
-# These compare updates with each other, so that all of a round's are kept in memory.
-KEEPING_STRATEGIES = ("krum", "multikrum", "bulyan", "fedmedian", "fedtrimmedavg")
-REFUSED_STRATEGIES = {
-    "qfedavg": "it weighs each node by its training loss, which is computed from records and not released",
-    "fedxgbbagging": "it aggregates trees, and a task here is a torch module",
-    "fedxgbcyclic": "it hands trees from node to node, and a task here is a torch module",
-    "dp-fixed-clipping": 'unit = "node" does it, with the noise that its claim needs, and a ledger',
-    "dp-adaptive-clipping": 'unit = "node" does it, with the noise that its claim needs, and a ledger',
-}
 
 # What protects each unit.
 MECHANISMS: dict[str, Literal["local", "central"]] = {"record": "local", "node": "central"}
@@ -135,30 +123,7 @@ class AggregationSection(Section):
     trimmed_fraction: Annotated[StrictFloat, Field(ge=0, lt=0.5)] | None = None
 
 
-# Which keys of [aggregation] each strategy reads: any other is an error, since it would silently do nothing.
-STRATEGY_KEYS: dict[str, tuple[str, ...]] = {
-    "fedavg": (),
-    "fedprox": ("proximal_mu",),
-    "fedavgm": ("server_learning_rate", "server_momentum"),
-    "fedadagrad": ("server_learning_rate", "tau"),
-    "fedadam": ("server_learning_rate", "beta_1", "beta_2", "tau"),
-    "fedyogi": ("server_learning_rate", "beta_1", "beta_2", "tau"),
-    "krum": ("malicious_nodes",),
-    "multikrum": ("malicious_nodes", "selected_nodes"),
-    "bulyan": ("malicious_nodes",),
-    "fedmedian": (),
-    "fedtrimmedavg": ("trimmed_fraction",),
-}
-# Without these a strategy would silently be plain averaging.
-REQUIRED_STRATEGY_KEYS: dict[str, tuple[str, ...]] = {
-    "fedprox": ("proximal_mu",),
-    "fedavgm": ("server_momentum",),
-    "krum": ("malicious_nodes",),
-    "multikrum": ("malicious_nodes", "selected_nodes"),
-    "bulyan": ("malicious_nodes",),
-    "fedtrimmedavg": ("trimmed_fraction",),
-}
-# The same for [simulation]; each partition needs what it reads.
+# Which key of [simulation] each partition reads, and needs.
 PARTITION_KEYS: dict[str, tuple[str, ...]] = {
     "iid": (),
     "dirichlet": ("alpha",),
@@ -270,7 +235,7 @@ class Plan(BaseModel):
     @model_validator(mode="after")
     def _can_be_meant(self) -> Self:
         problems = [
-            *_strategy_problems(self.aggregation),
+            *strategy_problems(self.aggregation.strategy, self.aggregation.model_dump(exclude_none=True)),
             *_training_problems(self),
             *_privacy_problems(self.privacy),
             *central_problems(self),
@@ -305,23 +270,6 @@ class Plan(BaseModel):
     def keeps_updates(self) -> bool:
         """Whether the server holds all updates of a round in memory."""
         return self.aggregation.strategy in KEEPING_STRATEGIES
-
-
-def _strategy_problems(aggregation: AggregationSection) -> list[str]:
-    name = aggregation.strategy
-    if name in REFUSED_STRATEGIES:
-        return [f"aggregation.strategy: {name!r} is not offered: {REFUSED_STRATEGIES[name]}"]
-    if name not in STRATEGY_KEYS:
-        nearest = difflib.get_close_matches(name.lower(), STRATEGY_KEYS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(STRATEGY_KEYS)}"
-        return [f"aggregation.strategy: unknown strategy {name!r}; {hint}"]
-    every_key = {key for keys in STRATEGY_KEYS.values() for key in keys}
-    unread = [key for key in sorted(every_key - set(STRATEGY_KEYS[name])) if getattr(aggregation, key) is not None]
-    missing = [key for key in REQUIRED_STRATEGY_KEYS.get(name, ()) if getattr(aggregation, key) is None]
-    return [
-        *(f"aggregation.{key.replace('_', '-')}: strategy {name!r} does not read it" for key in unread),
-        *(f"aggregation.{key.replace('_', '-')}: missing; strategy {name!r} needs it" for key in missing),
-    ]
 
 
 def _training_problems(plan: Plan) -> list[str]:

@@ -17,8 +17,9 @@ from typing import Any
 
 from ..privacy.channel.files import write_whole
 from ..privacy.errors import PlanError, UsageError
-from ..privacy.plan import PARTITION_KEYS, STRATEGY_KEYS, Plan, SimulationSection
+from ..privacy.plan import PARTITION_KEYS, Plan, SimulationSection
 from ..privacy.plan_file import is_key, parse_plan, plan_text, toml_value
+from ..privacy.plan_strategies import STRATEGY_KEYS
 
 FORMAT = 1
 MOST_POINTS = 10_000  # more is a slip of the pen: at a second each they take three hours on one core

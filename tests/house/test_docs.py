@@ -15,15 +15,14 @@ import typer
 from privet.__main__ import app, run
 from privet.client.tasks.registry import installed_tasks, load_task
 from privet.privacy.errors import PlanError
-from privet.privacy.plan import (
+from privet.privacy.plan import LARGEST_INTEGER, Plan
+from privet.privacy.plan_file import parse_plan
+from privet.privacy.plan_strategies import (
     KEEPING_STRATEGIES,
-    LARGEST_INTEGER,
     REFUSED_STRATEGIES,
     REQUIRED_STRATEGY_KEYS,
     STRATEGY_KEYS,
-    Plan,
 )
-from privet.privacy.plan_file import parse_plan
 from privet.simulations import result
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo

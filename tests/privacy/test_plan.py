@@ -2,7 +2,8 @@ from collections.abc import Callable
 
 import pytest
 from privet.privacy.errors import PlanError
-from privet.privacy.plan import KEEPING_STRATEGIES, REQUIRED_STRATEGY_KEYS, STREAMING_STRATEGIES, Plan
+from privet.privacy.plan import Plan
+from privet.privacy.plan_strategies import KEEPING_STRATEGIES, REQUIRED_STRATEGY_KEYS, STREAMING_STRATEGIES
 from pydantic import ValidationError
 
 MakePlan = Callable[..., Plan]

@@ -10,7 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from privet.privacy.channel import words
 from privet.privacy.channel.arrays import to_parameters, to_record
-from privet.privacy.plan import KEEPING_STRATEGIES, REQUIRED_STRATEGY_KEYS, STREAMING_STRATEGIES, Plan
+from privet.privacy.plan import Plan
+from privet.privacy.plan_strategies import KEEPING_STRATEGIES, REQUIRED_STRATEGY_KEYS, STREAMING_STRATEGIES
 from privet.privacy.submission import Submission
 from privet.server.strategies import build_strategy
 
