@@ -15,7 +15,7 @@ import typer
 from privet.__main__ import app, run
 from privet.client.tasks.registry import installed_tasks, load_task
 from privet.privacy.errors import PlanError
-from privet.privacy.plan import LARGEST_INTEGER, Plan
+from privet.privacy.plan import LARGEST_INTEGER, FaultsSection, Plan
 from privet.privacy.plan_file import parse_plan
 from privet.privacy.plan_strategies import (
     KEEPING_STRATEGIES,
@@ -207,11 +207,12 @@ def sections() -> Iterator[tuple[str, type[BaseModel]]]:
     for name, field in Plan.model_fields.items():
         options = getattr(field.annotation, "__args__", (field.annotation,))
         yield from ((name, o) for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    yield "simulation.faults", FaultsSection
 
 
 def rows_of(section: str) -> dict[str, tuple[str, str]]:
     """Key -> range and default, as docs/plan.md has them."""
-    page = text_of("docs/plan.md").split(f"## `[{section}]`")[1].split("\n## ")[0].split("\n### ")[0]
+    page = text_of("docs/plan.md").split(f"# `[{section}]`")[1].split("\n## ")[0].split("\n### ")[0]
     rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*\| ([^|]+) \| ([^|]+) \|$", page, re.M)
     return {key: (span, default) for key, span, default in rows}
 
