@@ -58,6 +58,7 @@ class AccountBook:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
+        self._is_alone = False  # inside a transaction, and everything before it was read
         self._load()
 
     def _load(self) -> None:
@@ -70,9 +71,11 @@ class AccountBook:
     def catch_up(self) -> Book:
         """Read and verify what was appended since the last look, by this process or another.
 
-        Raises LedgerError naming the first entry that this institution did not write.
+        Raises LedgerError naming the first entry that this institution did not write. What the transaction under way
+        has appended is taken in as it was written.
         """
-        for entry in self.ledger.verified(self._seen, self._hash):
+        alone = self._is_alone
+        for entry in self.ledger.appended(self._seen) if alone else self.ledger.verified(self._seen, self._hash):
             self.book.apply(entry.kind, entry.content, entry.time)
             self._seen, self._hash = entry.sequence, entry.hash
         return self.book
@@ -82,7 +85,13 @@ class AccountBook:
         """One durable step, on the newest book. Where it fails, memory forgets what it took in of it too."""
         try:
             with self.ledger.transaction():
-                yield self.catch_up()
+                self.catch_up()
+                self._is_alone = True  # nobody else writes until it ends
+                try:
+                    yield self.book
+                    self.catch_up()
+                finally:
+                    self._is_alone = False
         except BaseException:
             entry = self.ledger.entry(self._seen)
             if entry is None or entry.hash != self._hash:

@@ -4,6 +4,7 @@ Accounts hold budgets, data sets belong to accounts, runs were charged to them. 
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -94,10 +95,20 @@ class RunCharge:
     is_recovered: bool = False
     begun: dict[Key, str] = field(default_factory=dict)
     answered: dict[Key, str] = field(default_factory=dict)
+    _counts: Counter[str] = field(init=False, repr=False, compare=False)  # of `begun`, by stage
+
+    def __post_init__(self) -> None:
+        self._counts = Counter(stage for stage, _, _ in self.begun)
+
+    def begin(self, key: Key, request_hash: str) -> None:
+        """An attempt has begun, with these bytes."""
+        if key not in self.begun:
+            self._counts[key[0]] += 1
+        self.begun[key] = request_hash
 
     def count(self, stage: str) -> int:
         """How many attempts of a stage have begun."""
-        return sum(1 for begun_stage, _, _ in self.begun if begun_stage == stage)
+        return self._counts[stage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +185,8 @@ class Book:
         runs = [
             asdict(run) | {"begun": _listed(run.begun), "answered": _listed(run.answered)} for run in self.runs.values()
         ]
+        for run in runs:
+            del run["_counts"]  # they are counted anew
         return json.dumps(
             {
                 "accounts": [asdict(account) for account in self.accounts.values()],
@@ -347,7 +360,7 @@ def _spend(account: Account, run: RunCharge, sign: Decimal) -> None:
 
 
 def _begin(book: Book, content: Mapping[str, Any]) -> None:
-    book.runs[content["run"]].begun[attempt_key(content)] = content["request"]
+    book.runs[content["run"]].begin(attempt_key(content), content["request"])
 
 
 def _answer(book: Book, content: Mapping[str, Any]) -> None:

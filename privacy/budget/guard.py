@@ -38,7 +38,7 @@ from .decisions import Action, Asker, Body, Case, Cohort, Decide
 from .ledger import Entry
 from .refusals import record_refusal, step
 from .signer import Signer
-from .witness import Countersigned, Head
+from .witness import CHARGES, Countersigned, Head
 
 Stage = Literal["train", "evaluate"]
 Entries = Sequence[tuple[str, Body]]  # kind and body of each
@@ -130,6 +130,8 @@ class Guard:
         `signer`: who signed it; None in a simulation, and where the submission was admitted before. `first`: the
         attempt that it is admitted for, with `cohort`. Where the policy would not let it begin, nothing is charged.
         """
+        if self._stands(submission):
+            return
         with step(self._accounts, submission):
             if self._admitted(submission) is None:
                 self._release_expired(now)
@@ -142,6 +144,8 @@ class Guard:
 
     def consider(self, submission: Submission, now: datetime, signer: Signer | None = None) -> None:
         """Raise RefusedError where `admit` would, and enter that; charge nothing."""
+        if self._stands(submission):
+            return
         with step(self._accounts, submission):
             if self._admitted(submission) is None:
                 self._release_expired(now)
@@ -225,7 +229,6 @@ class Guard:
         """Keep a countersigned head of this ledger; raise RefusedError where it lacks it: it is an older copy then."""
         self.check_witnessed(countersigned)
         with self._accounts.transaction():
-            self._accounts.catch_up()
             self._append_witnessed(countersigned)
 
     def _append_witnessed(self, countersigned: Countersigned) -> None:
@@ -238,7 +241,7 @@ class Guard:
     def check_witnessed(self, countersigned: Countersigned) -> None:
         """Refuse where a head that the server countersigned is not in this ledger: it was put back to an older copy."""
         head = countersigned.head
-        if not countersigned.is_signed() or head.public_key != self._ledger.key.public:
+        if not countersigned.is_signed(self._ledger.key.is_signed) or head.public_key != self._ledger.key.public:
             raise RefusedError(  # or a server could make up a head, and stop the node with it
                 Refusal.MALFORMED_REQUEST, "a countersigned head that this ledger's key did not sign", _ASK_COORDINATOR
             )
@@ -259,7 +262,7 @@ class Guard:
 
     def charges_after(self, sequence: int) -> Sequence[Entry]:
         """The charges that were entered after a sequence number: what a witness does not hold yet."""
-        return [entry for entry in self._ledger.entries(after=sequence) if entry.kind in ("charge", "recovered-charge")]
+        return list(self._ledger.entries(after=sequence, kinds=CHARGES))
 
     def record(self, submission: Submission, refusal: RefusedError) -> None:
         """Enter that the submission was refused, and why."""
@@ -312,6 +315,17 @@ class Guard:
         account = book.accounts[book.runs[submission.run_id].account]
         case = Case(submission, action, asker, now, book, self.dataset, account)
         return self._decide(attempt.case(case, action, cohort)).entries()
+
+    def _stands(self, submission: Submission) -> bool:
+        """Whether it is admitted already: then there is nothing to decide and nothing to enter, and no step to take.
+
+        What may have ended it since shows in the step that begins an attempt.
+        """
+        try:
+            self._accounts.catch_up()
+            return self._admitted(submission) is not None
+        except RefusedError:
+            return False  # it is refused, and that is entered, in a step
 
     def _admitted(self, submission: Submission) -> RunCharge | None:
         run = self._accounts.book.runs.get(submission.run_id)

@@ -9,7 +9,8 @@ full sync).
 Reading begins at the last snapshot: a signed note of the institution to itself that everything up to an entry was
 verified, and what it adds up to. An auditor ignores snapshots and starts at the first entry (`audit/replay.py`).
 
-A ledger put back to an older copy of itself is consistent: only a witness shows it (`witness.py`).
+A ledger put back to an older copy of itself is consistent: only a witness shows it (`witness.py`). Under a running
+process it shows: what was read once must still be there whenever the file is read on.
 """
 
 import hashlib
@@ -22,10 +23,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import rfc8785
-
 from ..errors import LedgerError
-from .keys import SigningKey, is_signed
+from .canonical import canonical
+from .keys import SigningKey, Verify, is_signed
+from .open_ledgers import OpenLedgers
 
 FORMAT = "1"
 Purpose = Literal["simulation", "deployment"]
@@ -36,8 +37,10 @@ GENESIS = "0" * 64
 ENTRY, SNAPSHOT = "ledger-entry", "ledger-snapshot"  # purposes of signatures
 # Entries after which a snapshot is due: a reader then verifies at most about so many, at some 130 microseconds each.
 SNAPSHOT_EVERY = 2048
-# A deployment's entry outlives a power cut; a simulation's outlives its process, which is all that it can lose.
-_SYNCHRONOUS: dict[Purpose, str] = {"deployment": "FULL", "simulation": "NORMAL"}
+# A deployment's entry outlives a power cut. A simulation's outlives its process; a power cut may take the whole ledger,
+# and with it a rehearsal. Otherwise ten thousand simulated nodes would wait for the disk whenever one is opened.
+_SYNCHRONOUS: dict[Purpose, str] = {"deployment": "FULL", "simulation": "OFF"}
+_IDLE_CACHE_KIB = 256  # of pages, where ledgers share open files: a request touches a few
 _LOCK_SECONDS = 60.0  # how long one process waits for another's transaction; each takes milliseconds
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -83,10 +86,10 @@ class Entry:
     def expected_hash(self) -> str:
         """SHA-256 over every other column but the signature, hexadecimal."""
         return hashlib.sha256(
-            rfc8785.dumps([str(self.sequence), self.time, self.kind, self.body, self.previous])
+            canonical([str(self.sequence), self.time, self.kind, self.body, self.previous])
         ).hexdigest()
 
-    def is_whole(self, sequence: int, previous: str, public: str) -> bool:
+    def is_whole(self, sequence: int, previous: str, public: str, verify: Verify = is_signed) -> bool:
         """Whether it is the entry that belongs here, unchanged, and signed by the holder of the key."""
         columns = (self.time, self.kind, self.body, self.previous, self.hash, self.signature)
         return (
@@ -94,33 +97,54 @@ class Entry:
             and self.sequence == sequence
             and self.previous == previous
             and self.hash == self.expected_hash()
-            and is_signed(public, ENTRY, bytes.fromhex(self.hash), self.signature)
+            and verify(public, ENTRY, bytes.fromhex(self.hash), self.signature)
         )
 
 
 class Ledger:
-    """An open ledger. One writer at a time, whatever the number of processes; use it from one thread."""
+    """An open ledger. One writer at a time, whatever the number of processes; use it from one thread.
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, key: SigningKey, clock: Clock) -> None:
+    `among`: with which other ledgers it shares a number of open files; without one its file stays open.
+    """
+
+    def __init__(
+        self, path: Path, purpose: Purpose, key: SigningKey, clock: Clock, among: OpenLedgers | None = None
+    ) -> None:
         self.path = path
-        self._connection = connection
         self.key = key
+        self._purpose = purpose
         self._clock = clock
+        self._among = among
+        self._opened: sqlite3.Connection | None = connected(path)
+        self._left: tuple[int, str] = (0, GENESIS)  # the newest entry when the file was let go of: number and hash
+        self._end: tuple[int, str] | None = None  # the newest entry, while a transaction lasts and where it is known
+        self._appended: list[Entry] = []  # by the transaction under way
+        if among is not None:
+            among.used(self)
 
     @classmethod
-    def open(cls, path: Path, *, purpose: Purpose, owner: str, key: SigningKey, clock: Clock = system_clock) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        purpose: Purpose,
+        owner: str,
+        key: SigningKey,
+        clock: Clock = system_clock,
+        among: OpenLedgers | None = None,
+    ) -> Self:
         """The ledger at `path`, begun if there is none. What it says is verified by who reads it (`AccountBook`).
 
         Raises LedgerError when it is not a ledger, of a newer format, or of another purpose, owner or key.
         """
-        ledger = cls(path, connected(path), key, clock)
+        ledger = cls(path, purpose, key, clock, among)
         try:
-            ledger._prepare(purpose)
+            ledger._prepare()
             with ledger.transaction():
                 if ledger.head() is None:
                     opening = {"format": FORMAT, "purpose": purpose, "owner": owner, "public_key": key.public}
                     ledger.append("opened", opening)
-            ledger._check_opening(purpose, owner)
+            ledger._check_opening(owner)
         except BaseException:
             ledger.close()
             raise
@@ -133,40 +157,49 @@ class Ledger:
         Raises LedgerError when the file cannot be written (a full disk, a lock that is not let go); nothing was then.
         """
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            connection = self._connection
+            connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                self._connection.execute("COMMIT")
+                connection.execute("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:  # SQLite has ended it already where the disk is full
-                    self._connection.execute("ROLLBACK")
+                if connection.in_transaction:  # SQLite has ended it already where the disk is full
+                    connection.execute("ROLLBACK")
                 raise
+            finally:
+                self._end, self._appended = None, []
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: cannot be written: {error}", _ROOM) from None
 
     def append(self, kind: str, body: Body) -> Entry:
         """Add an entry; inside a transaction it is durable at its end."""
-        if not self._connection.in_transaction:
+        connection = self._connection
+        if not connection.in_transaction:
             with self.transaction():
                 return self.append(kind, body)
-        head = self.head()
-        sequence, previous = (head.sequence + 1, head.hash) if head else (1, GENESIS)
+        last, previous = self._end or _place(self.head())
+        sequence = last + 1
         moment = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
-        text = rfc8785.dumps(dict(body)).decode()
+        text = canonical(dict(body)).decode()
         digest = Entry(sequence, moment, kind, text, previous, "", "").expected_hash()
         signature = self.key.sign(ENTRY, bytes.fromhex(digest))
         entry = Entry(sequence, moment, kind, text, previous, digest, signature)
-        self._connection.execute(
+        connection.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)",
             (entry.sequence, entry.time, entry.kind, entry.body, entry.previous, entry.hash, entry.signature),
         )
+        self._end = (sequence, digest)
+        self._appended.append(entry)
         return entry
+
+    def appended(self, after: int) -> list[Entry]:
+        """What the transaction under way has added behind a number."""
+        return [entry for entry in self._appended if entry.sequence > after]
 
     @property
     def is_deployment(self) -> bool:
         """Whether it is of an institution's own records, as its first entry says."""
-        opening = self.entry(1)
-        return opening is not None and opening.content.get("purpose") == "deployment"
+        return self._purpose == "deployment"
 
     @property
     def now(self) -> datetime:
@@ -188,21 +221,36 @@ class Ledger:
         row = self._connection.execute(_READ + "WHERE sequence = ?", (sequence,)).fetchone()
         return Entry(*row) if row else None
 
-    def entries(self, after: int = 0) -> Iterator[Entry]:
-        """All entries in order, or those that follow a sequence number."""
+    def entries(self, after: int = 0, kinds: Sequence[str] = ()) -> Iterator[Entry]:
+        """All entries in order, or those that follow a sequence number, or those of some kinds among them."""
+        chosen = f"AND kind IN ({', '.join('?' * len(kinds))}) " if kinds else ""
         try:
-            for row in self._connection.execute(_READ + "WHERE sequence > ? ORDER BY sequence", (after,)):
+            rows = self._connection.execute(f"{_READ}WHERE sequence > ? {chosen}ORDER BY sequence", (after, *kinds))
+            for row in rows:
                 yield Entry(*row)
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: cannot be read: {error}", RESTORE) from None
 
     def verified(self, after: int = 0, previous: str = GENESIS) -> Iterator[Entry]:
-        """The entries after a number and its hash; raise LedgerError naming the first that is wrong."""
-        for sequence, entry in enumerate(self.entries(after), start=after + 1):
-            if not entry.is_whole(sequence, previous, self.key.public):
-                raise LedgerError(f"{self.path}: entry {sequence} is not what this institution wrote", RESTORE)
+        """The entries after a number and its hash; raise LedgerError naming the first that is wrong.
+
+        That may be the one of that number: whoever has read it once reads on from there and no other place.
+        """
+        following = self.entries(max(after, 1) - 1)
+        if after and _place(next(following, None)) != (after, previous):
+            raise self._spoilt(after)
+        last = after
+        for entry in following:
+            last += 1
+            if not entry.is_whole(last, previous, self.key.public, self.key.is_signed):
+                raise self._spoilt(last)
             previous = entry.hash
             yield entry
+        if self._connection.in_transaction:  # nobody writes meanwhile
+            self._end = (last, previous)
+
+    def _spoilt(self, sequence: int) -> LedgerError:
+        return LedgerError(f"{self.path}: entry {sequence} is not what this institution wrote", RESTORE)
 
     def snapshot(self) -> tuple[int, str, str] | None:
         """The newest snapshot that this institution signed and that the entries bear out: sequence, hash, state."""
@@ -211,7 +259,7 @@ class Ledger:
             return None
         sequence, digest, state, signature = row
         entry = self.entry(sequence)
-        signed = is_signed(self.key.public, SNAPSHOT, _snapshot_message(sequence, digest, state), signature)
+        signed = self.key.is_signed(self.key.public, SNAPSHOT, _snapshot_message(sequence, digest, state), signature)
         return (sequence, digest, state) if signed and entry and entry.hash == digest else None
 
     def save_snapshot(self, sequence: int, state: str) -> None:
@@ -228,16 +276,57 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the file; the last to do so folds the write-ahead log into it, so that one file is the ledger."""
-        self._connection.close()
+        if self._among is not None:
+            self._among.forget(self)
+        if self._opened is not None:
+            self._opened.close()
 
-    def _prepare(self, purpose: Purpose) -> None:
+    def let_go(self) -> bool:
+        """Close the file until something is asked; False where a transaction is under way. See OpenLedgers."""
+        if self._opened is None or self._opened.in_transaction:
+            return False
+        self._left = _place(self.head())
+        self._opened.close()
+        self._opened = None
+        return True
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._among is not None:
+            self._among.used(self)
+        if self._opened is None:
+            self._opened = self._reopened()
+        return self._opened
+
+    def _reopened(self) -> sqlite3.Connection:
+        """The file again; raises LedgerError where it has lost what it held when it was let go of."""
+        connection = connected(self.path)
+        try:
+            self._settle(connection)
+            row = connection.execute(_READ + "WHERE sequence = ?", (self._left[0],)).fetchone()
+            if self._left[0] and _place(Entry(*row) if row else None) != self._left:
+                raise self._spoilt(self._left[0])
+        except sqlite3.Error as error:
+            connection.close()
+            raise LedgerError(f"{self.path}: not a ledger that can be opened: {error}", RESTORE) from None
+        except LedgerError:
+            connection.close()
+            raise
+        return connection
+
+    def _settle(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._purpose]}")
+        if self._among is not None:
+            connection.execute(f"PRAGMA cache_size = -{_IDLE_CACHE_KIB}")
+
+    def _prepare(self) -> None:
         """Begin the file, or find in it the columns that were begun; another program's database is left as it is."""
         try:
             tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
             if tables and "entries" not in tables:
                 raise sqlite3.DatabaseError("it belongs to another program")
+            self._settle(self._connection)
             self._write_ahead()
-            self._connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[purpose]}")
             self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             self._connection.execute(_READ + "LIMIT 1")
         except sqlite3.Error as error:
@@ -255,7 +344,8 @@ class Ledger:
                 self._connection.executescript("BEGIN IMMEDIATE; ROLLBACK;")
         raise sqlite3.OperationalError("database is locked")
 
-    def _check_opening(self, purpose: Purpose, owner: str) -> None:
+    def _check_opening(self, owner: str) -> None:
+        purpose = self._purpose
         opening = next(self.entries(), None)
         try:
             content = dict(opening.content) if opening and opening.kind == "opened" else {}
@@ -273,6 +363,11 @@ class Ledger:
             raise LedgerError(
                 f"{self.path}: signed by another key than this institution's", "restore ledger and key together"
             )
+
+
+def _place(entry: Entry | None) -> tuple[int, str]:
+    """Number and hash of an entry; of none, what the first one follows."""
+    return (entry.sequence, entry.hash) if entry else (0, GENESIS)
 
 
 def connected(path: Path, *, read_only: bool = False) -> sqlite3.Connection:

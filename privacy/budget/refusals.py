@@ -26,15 +26,12 @@ def step(accounts: AccountBook, submission: AnySubmission) -> Iterator[Book]:
     Whoever enters anything in it has checked everything before.
     """
     refused: RefusedError | None = None
-    try:
-        with accounts.transaction() as book:
-            try:
-                yield book
-            except RefusedError as refusal:
-                refused = refusal
-                _enter(accounts, submission, refusal)
-    finally:
-        accounts.catch_up()
+    with accounts.transaction() as book:
+        try:
+            yield book
+        except RefusedError as refusal:
+            refused = refusal
+            _enter(accounts, submission, refusal)
     if refused is not None:
         raise refused
 
@@ -43,7 +40,6 @@ def record_refusal(accounts: AccountBook, submission: AnySubmission, refusal: Re
     """Enter why a submission was refused before anything was decided on the ledger's facts; once a day."""
     with accounts.transaction():
         _enter(accounts, submission, refusal)
-    accounts.catch_up()
 
 
 def _enter(accounts: AccountBook, submission: AnySubmission, refusal: RefusedError) -> None:

@@ -10,14 +10,14 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import rfc8785
-
 from ..errors import LedgerError
-from .keys import SigningKey, is_signed
+from .canonical import canonical
+from .keys import SigningKey, Verify, is_signed
 from .ledger import Entry
 
 # A head is a few hundred characters; a larger text is not one.
@@ -46,11 +46,15 @@ class Head:
 
     def message(self) -> bytes:
         """What is signed: canonical JSON, numbers as strings."""
-        return rfc8785.dumps([self.owner, self.public_key, str(self.sequence), self.hash])
+        return canonical([self.owner, self.public_key, str(self.sequence), self.hash])
 
-    def is_signed(self) -> bool:
+    def is_signed(self, verify: Verify = is_signed) -> bool:
         """Whether the institution signed it."""
-        return is_signed(self.public_key, HEAD, self.message(), self.signature)
+        return verify(self.public_key, HEAD, self.message(), self.signature)
+
+    def told(self) -> dict[str, Any]:
+        """Its fields, for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +65,15 @@ class Countersigned:
     server_key: str
     server_signature: str
 
-    def is_signed(self) -> bool:
-        """Whether both signed it."""
-        return self.head.is_signed() and is_signed(
+    def is_signed(self, verify: Verify = is_signed) -> bool:
+        """Whether both signed it. `verify`: of a process that may have signed one of them itself (SigningKey)."""
+        return self.head.is_signed(verify) and verify(
             self.server_key, COUNTERSIGNED, self.head.message(), self.server_signature
         )
+
+    def told(self) -> dict[str, Any]:
+        """Its fields, for JSON."""
+        return {"head": self.head.told(), "server_key": self.server_key, "server_signature": self.server_signature}
 
 
 class Witness:
@@ -122,13 +130,13 @@ class Witness:
             for charge in fresh.values():
                 self._check_charge(charge, head)
             countersigned = Countersigned(head, self._key.public, self._key.sign(COUNTERSIGNED, head.message()))
-            self._append([*({"charge": dict(one)} for one in fresh.values()), {"head": asdict(countersigned)}])
+            self._append([*({"charge": dict(one)} for one in fresh.values()), {"head": countersigned.told()}])
             self._newest = countersigned
             self.charges |= fresh.keys()
             return countersigned
 
     def _check_signed(self, head: Head) -> None:
-        if not head.is_signed() or head.owner != self._owner:
+        if not head.is_signed(self._key.is_signed) or head.owner != self._owner:
             raise LedgerError(f"{self._owner}: its head is not signed by it", "look at the node's key")
         if self._newest is not None and head.public_key != self._newest.head.public_key:
             raise LedgerError(f"{self._owner}: signs its ledger with another key than before", "ask the institution")
@@ -150,9 +158,8 @@ class Witness:
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """All lines or none: on a full disk a torn one would stand before what is written when there is room again."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        with self._path.open("ab", buffering=0) as file:
+        with self._file() as file:
             before = file.tell()
             if before + len(content) > self._most_bytes:
                 raise LedgerError(
@@ -168,6 +175,13 @@ class Witness:
             except OSError:
                 file.truncate(before)
                 raise
+
+    def _file(self) -> FileIO:
+        try:
+            return FileIO(self._path, "ab")
+        except FileNotFoundError:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return FileIO(self._path, "ab")
 
 
 def _mend(path: Path) -> None:
@@ -213,7 +227,7 @@ def _told_in(path: Path) -> Iterator[Countersigned | dict[str, Any]]:
 
 def head_text(head: Head | Countersigned) -> str:
     """As JSON, for a message."""
-    return json.dumps(asdict(head))
+    return json.dumps(head.told())
 
 
 def read_head(text: object) -> Head:
