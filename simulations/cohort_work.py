@@ -62,7 +62,7 @@ class CohortWork:
             self._loaded = parameters
 
     def order(self, begun: Sequence[tuple[Node, Begun]]) -> Order | None:
-        """What is to be done for these nodes; None where they are not asked the same, or of what is not loaded."""
+        """What is to be done for these nodes; None where they are not asked the same, or there is no room."""
         first = begun[0][1]
         if self._loaded is None or not is_same(first.request.parameters, self._loaded):
             return None
@@ -74,7 +74,10 @@ class CohortWork:
         ]
         order: Order = {"do": first.request.stage, "members": members}
         if first.request.stage == "train":
-            order["rows"] = [self._shelf.place(first.attempt.round) for _ in begun]
+            try:
+                order["rows"] = [self._shelf.place(first.attempt.round) for _ in begun]
+            except MemoryError:
+                return None
         return order
 
     def __call__(self, order: Order) -> Result:

@@ -89,10 +89,15 @@ def _one_thread() -> None:
 
 
 def scenario_of(
-    plan: Plan, folder: Path, engine: EngineName, task: Task | None = None, ledgers: Path | None = None
+    plan: Plan,
+    folder: Path,
+    engine: EngineName,
+    task: Task | None = None,
+    ledgers: Path | None = None,
+    processes: int | None = None,
 ) -> Scenario:
     world = World.of(plan, task or load_task(plan.run.task))
-    return Scenario.begun(plan, RunFolder(folder), world, CPU, ledgers, engine=engine)
+    return Scenario.begun(plan, RunFolder(folder), world, CPU, ledgers, engine=engine, processes=processes)
 
 
 def carried_out(scenario: Scenario, fault: Fault | None = None) -> State:
@@ -221,17 +226,34 @@ def test_task_that_makes_something_else_of_a_share(make_plan: Make, tmp_path: Pa
     assert not np.allclose(model_of(plain), model_of(models[1]))
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_one_model_on_any_number_of_processes(make_plan: Make, tmp_path: Path, private: bool) -> None:
+    """To the last bit; and so does what is handed over one by one, because something might befall it."""
+    plan = make_plan("run.rounds=3", "simulation.nodes=17", "aggregation.fraction=0.9", private=private)
+    models = []
+    for processes in (1, 2, 4):
+        scenario = scenario_of(plan, tmp_path / f"{processes}", "cohort", Sevens(), processes=processes)
+        carried_out(scenario)
+        models.append(model_of(scenario))
+    single = scenario_of(plan, tmp_path / "single", "cohort", Sevens(), processes=2)
+    carried_out(single, fault=lambda asked, reply: reply)
+    models.append(model_of(single))
+    assert all(np.array_equal(models[0], other) for other in models[1:])
+
+
 class _Cut(KeyboardInterrupt):
     """Ctrl-C."""
 
 
-@pytest.mark.parametrize("replies", [0, 1, 3])
-def test_interrupted_run_goes_on_with_the_same_bytes(make_plan: Make, tmp_path: Path, replies: int) -> None:
-    """Cut while the answers of a group are handed on: all of it had been kept, and nothing is spent twice."""
+@pytest.mark.parametrize(("replies", "processes"), [(0, 1), (1, 2), (3, 2)])
+def test_interrupted_run_goes_on_with_the_same_bytes(
+    make_plan: Make, tmp_path: Path, replies: int, processes: int
+) -> None:
+    """Cut while the answers of a group are handed on: all that had begun is kept, and nothing is spent twice."""
     plan = make_plan("run.rounds=3", "simulation.nodes=7", private=True)
     whole = scenario_of(plan, tmp_path / "whole", "cohort", Sevens())
     carried_out(whole)
-    cut = scenario_of(plan, tmp_path / "cut", "cohort", Sevens())
+    cut = scenario_of(plan, tmp_path / "cut", "cohort", Sevens(), processes=processes)
     seen: list[Message] = []
 
     def interrupt(asked: Message, reply: Message) -> Message:
@@ -263,7 +285,7 @@ def test_killed_in_a_group_spends_what_had_begun_and_no_more(make_plan: Make, tm
                 raise _Cut
             return super().loss(outputs, targets)
 
-    scenario = scenario_of(plan, tmp_path / "run", "cohort", Killed())
+    scenario = scenario_of(plan, tmp_path / "run", "cohort", Killed(), processes=1)
     cut.append(scenario)
     with pytest.raises(_Cut):
         scenario.run(lambda view: None)
@@ -291,7 +313,7 @@ def test_auto_says_why_nodes_are_trained_one_by_one(make_plan: Make, tmp_path: P
     assert not (tmp_path / "refused").exists()
 
 
-def test_auto_leaves_a_large_model_without_a_claim_to_torch(make_plan: Make) -> None:
+def test_engine_says_how_many_nodes_it_trains_at_once(make_plan: Make) -> None:
     wide = Sevens(lambda: nn.Sequential(nn.Linear(5, 40_000), nn.ReLU(), nn.Linear(40_000, 4)))
     small = Sevens()
 
@@ -313,7 +335,7 @@ def test_auto_leaves_a_large_model_without_a_claim_to_torch(make_plan: Make) -> 
         )
     }
     assert told == {
-        ("auto", "wide", False): "sequential: one node at once is as fast",
+        ("auto", "wide", False): "cohort: 1 node at once",
         ("auto", "wide", True): "cohort: 1 node at once",
         ("cohort", "wide", False): "cohort: 1 node at once",
         ("auto", "small", False): "cohort: 3 nodes at once",
