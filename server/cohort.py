@@ -1,8 +1,12 @@
-"""Who is asked in a round. A public choice from public facts: it amplifies no privacy at unit `record`."""
+"""Who is asked in a round. At unit `record` a public choice from public facts, which amplifies no privacy; at unit
+`node` a Poisson sample, which does: there it is the server's secret.
+"""
 
 import math
 import random
 from collections.abc import Sequence
+
+import numpy as np
 
 from ..privacy.plan import Plan
 
@@ -14,3 +18,12 @@ def choose_cohort(eligible: Sequence[str], plan: Plan, round_number: int) -> lis
         return sorted(eligible)
     chance = random.Random(f"privet/cohort/{plan.run.seed}/{round_number}")
     return sorted(chance.sample(sorted(eligible), wanted))
+
+
+def poisson_cohort(eligible: Sequence[str], rate: float, chance: np.random.Generator) -> list[str]:
+    """Each of the eligible nodes with chance `rate`, independently of all others; in order of name. It may be empty.
+
+    A chance is exact to 2^-53.
+    """
+    names = sorted(eligible)
+    return [name for name, drawn in zip(names, chance.random(len(names)), strict=True) if drawn < rate]

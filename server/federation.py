@@ -16,22 +16,24 @@ run goes on without it; where too few are left, it waits for those who have not 
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
+from ..privacy.budget.guard import SERVERS_CLAIM
 from ..privacy.channel import words
 from ..privacy.channel.arrays import as_record, to_parameters, to_record
-from ..privacy.errors import REFUSAL_CODES, FederationError, Refusal
+from ..privacy.errors import REFUSAL_CODES, FederationError, PlanError, Refusal
 from ..privacy.parameters import Array, Parameters, hash_of
 from ..privacy.submission import Submission
 from . import strategies
-from .aggregation import HeldUpdates, RunningAverage
+from .aggregation import RunningAverage
 from .checkpoints import Checkpoints, RoundReport, State
 from .cohort import choose_cohort
 from .events import Answered, Evaluated, Missed, RoundBegun, Saved, Tell, unheard
+from .gathered import Gathered, Held, Lying, restated
 from .minds import Minds
 from .replies import Failure, checked_metrics, checked_update, code_in, size_of
 from .roll_call import NameOf, RollCall, texts_of
@@ -48,21 +50,6 @@ Watch = Callable[[State], None]
 Muster = Callable[[int], None]
 
 
-class Held(HeldUpdates, Protocol):
-    """Updates that do not travel, since the engine that made them adds them up: see aggregation.HeldUpdates."""
-
-    def holds(self, reply: Message) -> bool:
-        """Whether this answer's update is held, finite and like the model that was sent; else it is in the answer."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Lying:
-    """In the place of an update that is held: whose it is."""
-
-    node_id: int
-
-
 class Seal(Protocol):
     """What a node needs to see that an operator has signed the submission."""
 
@@ -77,16 +64,6 @@ class Seal(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Gathered:
-    """What a round has brought in so far. `missing`: who has not answered, and why."""
-
-    average: RunningAverage | None
-    kept: list[Message] = field(default_factory=list)
-    answered: set[str] = field(default_factory=set)
-    missing: dict[str, Failure] = field(default_factory=dict)
-
-
 class Federation:
     """Carries out one submission over a Flower Grid.
 
@@ -97,6 +74,8 @@ class Federation:
     may have changed its mind; without it none does, and a run that lacks nodes fails. `held`: updates that the grid
     does not hand over, where the strategy needs no more than their average.
     """
+
+    adds_noise = False  # one that does is another kind: central_federation.py
 
     def __init__(
         self,
@@ -118,6 +97,8 @@ class Federation:
         self._submission = submission
         self._held = held
         self._plan = submission.plan
+        if self._plan.privacy.is_central and not self.adds_noise:
+            raise PlanError([SERVERS_CLAIM[0]], SERVERS_CLAIM[1])
         self._grid = grid
         self._checkpoints = checkpoints
         self._watch = watch
@@ -143,7 +124,7 @@ class Federation:
         self._muster_roster()
         self._require(len(self._roster), "say who they are", texts_of(self._roster.refused))
         state = self._checkpoints.newest() or self._begin()
-        strategies.remind(self._strategy, state.strategy, {name: array.shape for name, array in state.model.items()})
+        self._remind(state)
         self._watch(state)
         for number in range(state.round + 1, self._plan.run.rounds + 1):
             self._muster(self._plan.aggregation.min_nodes)
@@ -213,11 +194,18 @@ class Federation:
         for name, count in attempts.items():
             participations[name] = participations.get(name, 0) + count
         report = RoundReport(number, len(gathered.answered), texts_of(gathered.missing), metrics)
-        remembered = strategies.remembered(self._strategy)
         trained = tuple(sorted({*state.trained, *gathered.answered}))
-        return State(number, model, remembered, participations, excluded, (*state.history, report), trained)
+        return State(number, model, self._remembered(), participations, excluded, (*state.history, report), trained)
 
-    def _gather(self, state: State, number: int) -> tuple[_Gathered, dict[str, int]]:
+    def _remembered(self) -> dict[str, NDArray[Any]]:
+        """What must be there again after a crash, beside the model."""
+        return strategies.remembered(self._strategy)
+
+    def _remind(self, state: State) -> None:
+        """Give back what `_remembered` gave."""
+        strategies.remind(self._strategy, state.strategy, {name: array.shape for name, array in state.model.items()})
+
+    def _gather(self, state: State, number: int) -> tuple[Gathered, dict[str, int]]:
         """Ask the cohort; ask again where an attempt was lost, as far as the spare rounds reach."""
         least = self._plan.aggregation.min_nodes
         self._roll.wait(lambda: len(self._eligible(state)) >= least)
@@ -225,7 +213,7 @@ class Federation:
         self._require(len(cohort), f"take part in round {number}", state.excluded | texts_of(self._roster.refused))
         self._tell(RoundBegun(number, tuple(cohort)))
         total = sum(self._roster[name].declared_size for name in cohort)
-        gathered = _Gathered(None if self._plan.keeps_updates else RunningAverage(state.model, total, self._held))
+        gathered = Gathered(None if self._plan.keeps_updates else RunningAverage(state.model, total, self._held))
         attempts, pending = dict.fromkeys(cohort, 1), cohort
         while pending:
             self._ask_until_spent(state.model, number, attempts, pending, gathered)
@@ -234,7 +222,7 @@ class Federation:
         return gathered, attempts
 
     def _ask_until_spent(
-        self, model: Parameters, number: int, attempts: dict[str, int], pending: list[str], gathered: _Gathered
+        self, model: Parameters, number: int, attempts: dict[str, int], pending: list[str], gathered: Gathered
     ) -> None:
         for _ in range(1 + self._plan.run.spare_rounds + 1):
             self._ask_to_train(model, number, {name: attempts[name] for name in pending}, gathered)
@@ -246,7 +234,7 @@ class Federation:
                 if gathered.missing[name].code in _RETRIED:  # that attempt is spent; a lost reply is not
                     attempts[name] += 1
 
-    def _returned(self, gathered: _Gathered) -> list[str]:
+    def _returned(self, gathered: Gathered) -> list[str]:
         """Where too few have answered: those whose rules kept them from it and let them now, once they are enough."""
         lacking = self._plan.aggregation.min_nodes - len(gathered.answered)
         left = self._roll.let_leave(gathered.missing) if lacking > 0 else []
@@ -254,7 +242,7 @@ class Federation:
             self._roll.wait(lambda: sum(name in self._roster for name in left) >= lacking)
         return [name for name in left if name in self._roster]
 
-    def _ask_to_train(self, model: Parameters, number: int, attempts: dict[str, int], gathered: _Gathered) -> None:
+    def _ask_to_train(self, model: Parameters, number: int, attempts: dict[str, int], gathered: Gathered) -> None:
         arrays = self._record_of(model)
         messages: list[Message] = []
         gathered.missing |= dict.fromkeys(attempts, Failure(NO_ANSWER))
@@ -275,7 +263,7 @@ class Federation:
         for name in by_id.values():
             self._tell(Missed(number, name, NO_ANSWER))
 
-    def _take(self, reply: Message, name: str, model: Parameters, gathered: _Gathered) -> Failure | None:
+    def _take(self, reply: Message, name: str, model: Parameters, gathered: Gathered) -> Failure | None:
         """Add the update; or give why there is none."""
         update = self._witnessed(name, reply, self._update_in(reply, model))
         if isinstance(update, Failure):
@@ -283,25 +271,25 @@ class Federation:
             return update
         weight = self._roster[name].declared_size
         if gathered.average is None:
-            assert not isinstance(update, _Lying), "a strategy that compares updates is handed each"
-            gathered.kept.append(_restated(reply, to_record(update), weight))
+            assert not isinstance(update, Lying), "a strategy that compares updates is handed each"
+            gathered.kept.append(restated(reply, to_record(update), weight))
         else:
-            if isinstance(update, _Lying):
+            if isinstance(update, Lying):
                 gathered.average.add_held(update.node_id, weight)
             else:
                 gathered.average.add(update, weight)
             if not gathered.kept:  # the envelope of the average, without the letter
-                gathered.kept.append(_restated(reply, ArrayRecord(), weight))
+                gathered.kept.append(restated(reply, ArrayRecord(), weight))
         gathered.answered.add(name)
         del gathered.missing[name]
         return None
 
-    def _update_in(self, reply: Message, model: Parameters) -> dict[str, Array] | _Lying | Failure:
+    def _update_in(self, reply: Message, model: Parameters) -> dict[str, Array] | Lying | Failure:
         if self._held is not None and self._held.holds(reply):
-            return _Lying(reply.metadata.src_node_id)
+            return Lying(reply.metadata.src_node_id)
         return checked_update(reply, like=model)
 
-    def _to_ask_again(self, gathered: _Gathered) -> list[str]:
+    def _to_ask_again(self, gathered: Gathered) -> list[str]:
         """Spent attempts always (a crash is no refusal); other losses only where `min-nodes` is not reached."""
         enough = len(gathered.answered) >= self._plan.aggregation.min_nodes
         return [
@@ -311,7 +299,7 @@ class Federation:
             or (not enough and (why.code in _RETRIED or why.code not in REFUSAL_CODES))
         ]
 
-    def _aggregate(self, gathered: _Gathered, number: int) -> Parameters:
+    def _aggregate(self, gathered: Gathered, number: int) -> Parameters:
         if gathered.average is not None:  # the strategy gets one reply: the average, which averages to itself
             gathered.kept[0].content[words.ARRAYS] = as_record(gathered.average.result())
         record = strategies.aggregate(self._strategy, number, gathered.kept)
@@ -400,12 +388,6 @@ def _submitted(submission: Submission, seal: Seal | None) -> dict[str, bytes]:
     if seal is not None:
         submitted |= {words.SIGNATURE: seal.signature, words.CERTIFICATES: seal.certificates}
     return submitted
-
-
-def _restated(reply: Message, arrays: ArrayRecord, weight: int) -> Message:
-    """The reply with nothing in it but what was checked, and with the weight that was declared before the run."""
-    reply.content = RecordDict({words.ARRAYS: arrays, words.METRICS: MetricRecord({words.DECLARED_SIZE: weight})})
-    return reply
 
 
 def _told(failures: dict[str, str]) -> str:

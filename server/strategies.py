@@ -57,6 +57,7 @@ _KEEPING_KEYS = ("malicious_nodes", "selected_nodes", "trimmed_fraction")
 # What a strategy carries from round to round: dictionaries by name (FedOpt), and FedAvgM's list by position.
 _DICTIONARIES = ("m_t", "v_t")
 _MOMENTUM = "momentum_vector"
+_NOBODY = 0  # no node has this number; a strategy waits for ever where it is shown none
 
 
 def build_strategy(plan: Plan) -> FedAvg:
@@ -75,6 +76,11 @@ def build_strategy(plan: Plan) -> FedAvg:
         configrecord_key=words.CONFIG,
         **arguments,
     )
+
+
+def show_model(strategy: FedAvg, round_number: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> None:
+    """Show the strategy a round's model where nobody is asked: what it gives next may be relative to it."""
+    strategy.configure_train(round_number, arrays, config, ChosenNodes(grid, [_NOBODY]))
 
 
 def aggregate(strategy: FedAvg, round_number: int, replies: Sequence[Message]) -> ArrayRecord:

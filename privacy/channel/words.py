@@ -14,6 +14,9 @@ that are asked (privacy/attendance.py).
 
 With `train` and `evaluate` comes `ledger`: the head of the node's ledger, and the charges not yet
 witnessed.
+
+Where whole nodes are hidden, the request to train brings `clip-norm` in its config. The answer brings `within` among
+its metrics, 1 where the update was within that norm before it was clipped, else 0; and no ledger, as nodes have none.
 """
 
 ARRAYS = "arrays"
@@ -41,6 +44,8 @@ CHARGES = "charges"
 
 NAME = "name"
 DECLARED_SIZE = "declared-size"
+CLIP_NORM = "clip-norm"
+WITHIN = "within"
 
 # Flower reserves small numbers for itself.
 REFUSED = 1000
