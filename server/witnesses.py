@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from ..privacy.budget.keys import SigningKey
+from ..privacy.budget.own_signatures import OwnSignatures
 from ..privacy.budget.witness import Countersigned, Witness, head_text, read_head
 from ..privacy.channel import words
 from ..privacy.errors import LedgerError
@@ -75,10 +76,14 @@ class Witnesses:
             return self._by_owner[owner]
 
 
-def witnesses_in(ledgers: Path) -> Witnesses:
-    """The memories that lie beside simulated ledgers, under a key of their own."""
+def witnesses_in(ledgers: Path, own: OwnSignatures | None = None) -> Witnesses:
+    """The memories that lie beside simulated ledgers, under a key of their own.
+
+    `own`: what the simulation's keys have signed in this process: neither side verifies the other's work again.
+    """
     folder = ledgers / "witness"
-    return Witnesses(folder, SigningKey.load_or_create(folder / "server.pem"), survives_power_cut=False)
+    key = SigningKey.load_or_create(folder / "server.pem", own=own, survives_power_cut=False)
+    return Witnesses(folder, key, survives_power_cut=False)
 
 
 def _charges(text: object) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Simulated nodes: the very Node of a deployment, with a simulation's ledger and seeded noise."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +16,8 @@ from ..privacy.budget.decisions import Cohort
 from ..privacy.budget.guard import Attempt, Guard
 from ..privacy.budget.keys import SigningKey
 from ..privacy.budget.ledger import Ledger
+from ..privacy.budget.open_ledgers import OpenLedgers
+from ..privacy.budget.own_signatures import OwnSignatures
 from ..privacy.plan import Plan
 from ..privacy.policy.policy_file import PolicyFile
 from ..privacy.submission import Submission
@@ -24,6 +26,8 @@ from .world import World
 
 # The one account of a simulated institution: all its records.
 ACCOUNT = "records"
+# Signatures: five a request, and a countersigned head comes back with the node's next request, rounds later. 15 MB.
+REMEMBERED = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,15 @@ class NodeFolders:
     """Where simulated nodes keep what must last: ledgers with their keys, and the answers of one run.
 
     `policy`: the policy that every node asks; None where they ask none. `shelf`: where answers lie, if not in files.
+    `own`: what the nodes' keys have signed in this process. `among`: how many of the ledgers have their files open.
     """
 
     ledgers: Path
     answers: Path
     policy: Path | None = None
     shelf: Shelf | None = None
+    own: OwnSignatures = field(default_factory=lambda: OwnSignatures(REMEMBERED))
+    among: OpenLedgers = field(default_factory=OpenLedgers)
 
     def answers_of(self, name: str) -> Answers:
         """Where a node's answers are kept; none survives a power cut, nor does a simulation's ledger."""
@@ -60,8 +67,9 @@ class NodeFolders:
 
 def simulated_node(world: World, name: str, plan: Plan, folders: NodeFolders, workshop: Workshop) -> Node:
     """The node of one share, which declares its true size, with a ledger of its own."""
-    key = SigningKey.load_or_create(folders.ledgers / f"{name}.pem")
-    ledger = Ledger.open(folders.ledgers / f"{name}.sqlite", purpose="simulation", owner=name, key=key)
+    at = folders.ledgers / f"{name}.sqlite"
+    key = SigningKey.load_or_create(at.with_suffix(".pem"), own=folders.own, survives_power_cut=False)
+    ledger = Ledger.open(at, purpose="simulation", owner=name, key=key, among=folders.among)
     accounts = AccountBook(ledger)
     _declare(accounts, world, name, plan)
     return Node(
@@ -82,19 +90,21 @@ def _policy(folders: NodeFolders) -> NodePolicy | None:
 
 def _declare(accounts: AccountBook, world: World, name: str, plan: Plan) -> None:
     """Open the account and declare the share, where a ledger that is continued does not have them."""
-    if ACCOUNT not in accounts.book.accounts:
-        section = world.section
-        terms = AccountTerms(
-            unit=plan.privacy.unit if plan.privacy.is_private else "record",
-            epsilon=Decimal(repr(section.account_epsilon)),
-            delta=Decimal(repr(section.account_delta)),
-            allows_none=not plan.privacy.is_private,
-        )
-        accounts.open_account(ACCOUNT, terms)
-    if plan.dataset not in accounts.book.datasets:
-        size = len(world.shares[name].indices)
-        path = f"simulated/{world.task.name}/{name}"
-        accounts.add_dataset(DeclaredDataset(plan.dataset, world.task.name, path, size, ACCOUNT))
+    book, size = accounts.book, len(world.shares[name].indices)
+    share = DeclaredDataset(plan.dataset, world.task.name, f"simulated/{world.task.name}/{name}", size, ACCOUNT)
+    if ACCOUNT not in book.accounts:
+        accounts.open_with_dataset(_terms(world, plan), share)
+    elif plan.dataset not in book.datasets:
+        accounts.add_dataset(share)
+
+
+def _terms(world: World, plan: Plan) -> AccountTerms:
+    return AccountTerms(
+        unit=plan.privacy.unit if plan.privacy.is_private else "record",
+        epsilon=Decimal(repr(world.section.account_epsilon)),
+        delta=Decimal(repr(world.section.account_delta)),
+        allows_none=not plan.privacy.is_private,
+    )
 
 
 def simulated_draw(submission: Submission, attempt: Attempt, name: str) -> Draw:

@@ -23,6 +23,7 @@ from ..client.tasks.registry import load_task
 from ..client.training import held_out_scores
 from ..privacy.budget.charge import executed_epsilon
 from ..privacy.budget.guard import Standing
+from ..privacy.budget.own_signatures import OwnSignatures
 from ..privacy.channel.files import write_whole
 from ..privacy.errors import PlanError
 from ..privacy.plan import EvaluationSection, Plan, PrivacySection
@@ -40,7 +41,7 @@ from .crew import Crew
 from .engine import Engine, EngineName, processes_for
 from .faults import Deeds, Faults, LossyGrid
 from .grid import Fault, LocalGrid
-from .nodes import NodeFolders, simulated_node
+from .nodes import REMEMBERED, NodeFolders, simulated_node
 from .rehearsal import is_sure_of_opacus
 from .shelf import Shelf
 from .views import RoundView, Views
@@ -80,6 +81,7 @@ class Scenario:
         self._device = device
         self._asked = engine
         self._processes = processes
+        self._own = OwnSignatures(REMEMBERED)
         # Unfit tasks are found before anything is charged; by their gradients where the engine is chosen.
         self.trainable = self._bench.trainable(submission, with_gradients=False)
         self.views = Views(folder.root / "views.jsonl")
@@ -138,7 +140,8 @@ class Scenario:
     def nodes(self) -> dict[str, Node]:
         """The nodes by name, each with its ledger."""
         policy = self.folder.root / POLICY
-        folders = NodeFolders(self.ledgers, self._answers, policy if policy.exists() else None, self._shelf)
+        asked = policy if policy.exists() else None
+        folders = NodeFolders(self.ledgers, self._answers, asked, self._shelf, self._own)
         workshop = self._bench.trainer if self.engine.model is None else self._bench.reserve
         return {
             name: simulated_node(self.world, name, self.submission.plan, folders, workshop)
@@ -172,7 +175,7 @@ class Scenario:
                 grid,
                 checkpoints,
                 look,
-                witnesses_in(self.ledgers),
+                witnesses_in(self.ledgers, self._own),
                 name_of=lambda node_id: by_id[node_id].name,
                 held=held,
             )
