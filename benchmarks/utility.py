@@ -109,7 +109,8 @@ def _run(job: Job) -> Score:
     from privet.privacy.plan_file import read_plan
     from privet.server.run_folder import RunFolder
     from privet.simulations.cli import shipped_plans
-    from privet.simulations.scenario import Scenario, without_privacy
+    from privet.simulations.comparisons import without_privacy
+    from privet.simulations.scenario import Scenario
     from privet.simulations.world import World
 
     study = STUDIES[job.study]

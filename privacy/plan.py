@@ -194,6 +194,16 @@ class FaultsSection(Section):
     scale: Chance = 0.0
     scale_factor: Annotated[StrictFloat, Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE)] = 10.0
 
+    @property
+    def is_any(self) -> bool:
+        """Whether anything may go wrong at all."""
+        return self.drop > 0 or self.delay > 0 or self.is_lying
+
+    @property
+    def is_lying(self) -> bool:
+        """Whether any node lies."""
+        return self.nan > 0 or self.flip_signs > 0 or self.scale > 0
+
     def liars(self, nodes: int) -> dict[Lie, int]:
         """How many of so many nodes tell each kind of lie: the share of each, rounded up.
 

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,11 +21,11 @@ if TYPE_CHECKING:  # torch and flwr take seconds to import: only where something
 
     from ..server.checkpoints import State
     from ..server.run_folder import RunFolder
+    from .comparisons import Compared
     from .engine import EngineName
     from .scenario import Scenario
 
 PLANS = Path(__file__).parent / "plans"
-COMPARED = "without-privacy"
 _OPTIONS = "options.json"  # what of the command line a resumed run must know
 
 
@@ -55,7 +56,7 @@ def simulate(
         typer.Option("--set", help="section.key=value takes the place of a key; no value removes it."),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also train without privacy, to see what it costs.")
+        bool, typer.Option("--compare", help="Also train without privacy, and without faults, to see what they cost.")
     ] = False,
     ledgers: Annotated[
         Path | None, typer.Option(help="Continue these simulated ledgers (default: new ones, in the results' folder).")
@@ -81,6 +82,7 @@ def simulate(
 
         from ..client.device import device_of
         from .cohort.memory import keep_memory
+        from .comparisons import comparisons
         from .scenario import Scenario
         from .world import World
     # Small models on two threads are several times slower than on one (measured); nodes train one after the other.
@@ -106,15 +108,18 @@ def simulate(
         keep_memory()
     with closing(scenario):
         state = _carried_out(scenario, console)
-        is_compared = compare and scenario.submission.claim is not None
-        compared = _compared(scenario, chosen, trained_by, processes, console) if is_compared else None
+        others = comparisons(scenario.plan) if compare else {}
+        compared = {
+            kind: _compared(scenario, kind, other, chosen, trained_by, processes, console)
+            for kind, other in others.items()
+        }
         _finish(scenario, state, compared, time.monotonic() - started, as_json)
 
 
 def _finish(
     scenario: "Scenario",
     state: "State",
-    compared: "tuple[Scenario, State] | None",
+    compared: "Mapping[str, Compared]",
     seconds: float,
     as_json: bool,
 ) -> None:
@@ -133,21 +138,33 @@ def _finish(
 
 
 def _compared(
-    scenario: "Scenario", device: "torch.device", engine: "EngineName", processes: int | None, console: Console
-) -> "tuple[Scenario, State]":
-    from .scenario import Scenario, without_privacy
+    scenario: "Scenario",
+    kind: str,
+    plan: Plan,
+    device: "torch.device",
+    engine: "EngineName",
+    processes: int | None,
+    console: Console,
+) -> "Compared":
+    """One comparison. That it cannot go on is a result too: a model that faults have broken trains no more."""
+    from .comparisons import Compared
+    from .scenario import Scenario
 
-    folder = _folder(scenario.folder.root / COMPARED)
+    folder = _folder(scenario.folder.root / kind)
     if folder.submission.exists():
         other = Scenario.resumed(folder, device, engine=engine, processes=processes)
     else:
-        plan = without_privacy(scenario.plan)
         other = Scenario.begun(plan, folder, scenario.world, device, engine=engine, processes=processes)
     with closing(other):
-        return other, _carried_out(other, console)
+        try:
+            return Compared(other.views.until(_carried_out(other, console).round))
+        except FederationError as error:
+            console.print(f"{kind} ended: {error.message}", markup=False, highlight=False, soft_wrap=True)
+            return Compared(other.views.until(plan.run.rounds), error.message)
 
 
 def _carried_out(scenario: "Scenario", console: Console) -> "State":
+    from .comparisons import KINDS
     from .summary import RoundProgress
 
     root = scenario.folder.root
@@ -159,7 +176,7 @@ def _carried_out(scenario: "Scenario", console: Console) -> "State":
         except KeyboardInterrupt:
             raise InterruptedRunError(
                 f"interrupted after round {progress.round} of {scenario.submission.plan.run.rounds}; its state is kept",
-                f"privet simulate --resume {root.parent if root.name == COMPARED else root}",
+                f"privet simulate --resume {root.parent if root.name in KINDS else root}",
             ) from None
         except FederationError as error:
             raise FederationError(error.message, f"see {root / 'nodes.log'} for each node's own reason") from error

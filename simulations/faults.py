@@ -33,6 +33,10 @@ DROP, DELAY = "drop", "delay"
 KINDS = (DROP, DELAY, "nan", "flip-signs", "scale")
 
 
+# By round and kind, the names of the nodes that did it.
+ByRound = Mapping[int, Mapping[str, list[str]]]
+
+
 class Deeds:
     """Who did what in which round: a line each in a file, so that a resumed run still has its beginning."""
 
@@ -44,7 +48,7 @@ class Deeds:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([number, kind, name]) + "\n")
 
-    def until(self, last_round: int) -> dict[int, dict[str, list[str]]]:
+    def until(self, last_round: int) -> ByRound:
         """By round and kind the names of those who did it, each once, in order; later rounds are of a lost try."""
         found = {deed for deed in self._read() if deed[0] <= last_round}
         rounds: dict[int, dict[str, list[str]]] = {}

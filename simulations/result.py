@@ -1,6 +1,7 @@
 """result.json: what a finished simulation says of itself. Its epsilons were computed from what was really asked."""
 
 import json
+from collections.abc import Mapping
 from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +9,11 @@ from pathlib import Path
 from ..privacy.budget.accounting import PLD_GRID, checking_bound
 from ..privacy.budget.charge import charged_events
 from ..privacy.budget.events import RELATION
+from ..privacy.plan import Plan
 from ..server.checkpoints import State
+from .comparisons import UNDER_FEDAVG, WITHOUT_FAULTS, WITHOUT_PRIVACY, Compared
+from .faults import DELAY, DROP, ByRound
+from .faults import KINDS as FAULTS
 from .scenario import Scenario, versions
 from .views import RoundView
 
@@ -17,15 +22,18 @@ ACCURACY_NOTE = "simulator's view, not a release"
 # A seeded simulation's noise protects nobody; the epsilon is that of the same plan with fresh noise.
 NOISE_NOTE = "epsilon is that of the plan with fresh noise; this run's noise is seeded and protects nobody"
 
+# Why a node is missing from a round, where the server knows no more than that no answer came.
+_MISSED = {DROP: "dropped", DELAY: "delayed"}
+
 Json = dict[str, object]
 
 
-def result_of(scenario: Scenario, state: State, seconds: float, compared: tuple[Scenario, State] | None) -> Json:
-    """The whole of result.json."""
+def result_of(scenario: Scenario, state: State, seconds: float, compared: Mapping[str, Compared]) -> Json:
+    """The whole of result.json. `compared`: by kind, see comparisons.py."""
     plan, submission = scenario.submission.plan, scenario.submission
     views = scenario.views.until(state.round)
     last = views[-1].scores
-    others = compared[0].views.until(compared[1].round) if compared else None
+    deeds = scenario.deeds.until(state.round)
     return {
         "format": FORMAT,
         "name": plan.run.name,
@@ -40,7 +48,9 @@ def result_of(scenario: Scenario, state: State, seconds: float, compared: tuple[
         "accuracy": last.get("accuracy"),
         "accuracy_note": ACCURACY_NOTE,
         "loss": last["loss"],
-        "accuracy_without_privacy": others[-1].scores.get("accuracy") if others else None,
+        "accuracy_without_privacy": _accuracy(compared.get(WITHOUT_PRIVACY)),
+        "accuracy_without_faults": _accuracy(compared.get(WITHOUT_FAULTS)),
+        "accuracy_under_fedavg": _accuracy(compared.get(UNDER_FEDAVG)),
         **_privacy_of(scenario),
         "sampling_rate": plan.privacy.sampling_rate,
         "local_steps": plan.training.local_steps,
@@ -51,6 +61,7 @@ def result_of(scenario: Scenario, state: State, seconds: float, compared: tuple[
         "engine": scenario.engine.name,
         "engine_reason": scenario.engine.why,
         "strategy": plan.aggregation.strategy,
+        "faults": _faults(scenario.plan),
         "interrupted": state.round < plan.run.rounds,
         "classes": list(scenario.world.facts.classes),
         "partition": {"kind": scenario.world.section.partition, **_partition_terms(scenario)},
@@ -58,9 +69,12 @@ def result_of(scenario: Scenario, state: State, seconds: float, compared: tuple[
             "training": sum(len(share.indices) for share in scenario.world.shares.values()),
             "held_out": len(scenario.world.held_out),
         },
-        "nodes": [_node(scenario, state, name) for name in scenario.world.shares],
-        "history": [_round(view) for view in views],
-        "history_without_privacy": [_round(view) for view in others] if others else None,
+        "nodes": [_node(scenario, state, name, deeds) for name in scenario.world.shares],
+        "history": [_round(view, deeds) for view in views],
+        "history_without_privacy": _history(compared.get(WITHOUT_PRIVACY)),
+        "history_without_faults": _history(compared.get(WITHOUT_FAULTS)),
+        "history_under_fedavg": _history(compared.get(UNDER_FEDAVG)),
+        "comparisons_ended": {kind: other.ended for kind, other in compared.items() if other.ended},
         "versions": versions(),
     }
 
@@ -106,10 +120,25 @@ def _privacy_of(scenario: Scenario) -> Json:
     }
 
 
-def _node(scenario: Scenario, state: State, name: str) -> Json:
+def _accuracy(other: Compared | None) -> float | None:
+    return other.accuracy if other else None
+
+
+def _history(other: Compared | None) -> list[Json] | None:
+    return [_round(view, {}) for view in other.views] if other else None
+
+
+def _faults(plan: Plan) -> Json | None:
+    """As they were asked for."""
+    section = plan.simulation.faults if plan.simulation else None
+    return section.model_dump() if section and section.is_any else None
+
+
+def _node(scenario: Scenario, state: State, name: str, deeds: ByRound) -> Json:
     standing = scenario.standing(name)
     failure = state.history[-1].failures.get(name) if state.history else None
-    reason = state.excluded.get(name) or failure
+    missed = [word for kind, word in _MISSED.items() if failure and name in deeds.get(state.round, {}).get(kind, ())]
+    reason = state.excluded.get(name) or next(iter(missed), failure)
     return {
         "name": name,
         "declared_size": len(scenario.world.shares[name].indices),
@@ -119,10 +148,17 @@ def _node(scenario: Scenario, state: State, name: str) -> Json:
         "reason": reason,
         "rounds_answered": standing.answered,
         "labels": scenario.world.labels_of(name),
+        "faults": _counted(name, deeds),
     }
 
 
-def _round(view: RoundView) -> Json:
+def _counted(name: str, deeds: ByRound) -> dict[str, int]:
+    """In how many rounds a node did what."""
+    counts = {kind: sum(name in did.get(kind, ()) for did in deeds.values()) for kind in FAULTS}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def _round(view: RoundView, deeds: ByRound) -> Json:
     return {
         "round": view.round,
         "accuracy": view.scores.get("accuracy"),
@@ -130,6 +166,7 @@ def _round(view: RoundView) -> Json:
         "epsilon_executed": float(view.epsilon_executed) if view.epsilon_executed is not None else None,
         "answered": view.answered,
         "released": view.released or None,
+        "faults": {kind: len(names) for kind, names in deeds.get(view.round, {}).items()},
     }
 
 

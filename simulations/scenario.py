@@ -26,7 +26,7 @@ from ..privacy.budget.guard import Standing
 from ..privacy.budget.own_signatures import OwnSignatures
 from ..privacy.channel.files import write_whole
 from ..privacy.errors import PlanError
-from ..privacy.plan import EvaluationSection, Plan, PrivacySection
+from ..privacy.plan import Plan
 from ..privacy.plan_file import plan_text
 from ..privacy.policy.rules import Rules
 from ..privacy.submission import Submission
@@ -230,9 +230,9 @@ class Scenario:
         return Crew(self._work, processes_for(self.engine, self.submission.plan, self.world, self._processes))
 
     def _faults(self, by_id: Mapping[int, Node]) -> Faults | None:
-        section = self.world.section.faults
+        section = self.plan.simulation.faults if self.plan.simulation else None
         names = {node_id: node.name for node_id, node in by_id.items()}
-        return Faults(section, self.plan.run.seed, names, self.deeds) if section else None
+        return Faults(section, self.plan.run.seed, names, self.deeds) if section and section.is_any else None
 
     def _view_of(self, state: State) -> RoundView:
         report = state.history[-1] if state.history else None
@@ -252,14 +252,6 @@ class Scenario:
             return None
         attempts = max(state.participations.values(), default=0)
         return executed_epsilon(plan, claim.noise_multiplier, attempts, state.round)
-
-
-def without_privacy(plan: Plan) -> Plan:
-    """The same plan with clipping, noise and claim taken out, and nothing else: what `--compare` compares with."""
-    privacy = PrivacySection.model_validate({"unit": "none", "sampling-rate": plan.privacy.sampling_rate})
-    run = plan.run.model_copy(update={"name": f"{plan.run.name[:40]}-without-privacy"})
-    evaluation: EvaluationSection | None = None
-    return plan.model_copy(update={"privacy": privacy, "run": run, "evaluation": evaluation})
 
 
 def versions() -> dict[str, str]:

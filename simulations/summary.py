@@ -1,6 +1,7 @@
 """What a person sees of a simulation in the terminal: a bar while it runs, a short summary when it is done."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,14 @@ from ..privacy.submission import Submission
 from .views import RoundView
 
 _NODES_SHOWN = 20
+# What is counted of each kind of fault, over all rounds.
+_DEEDS = {
+    "drop": "requests dropped",
+    "delay": "answers delayed",
+    "nan": "updates of NaN",
+    "flip-signs": "updates with flipped signs",
+    "scale": "scaled updates",
+}
 
 
 class RoundProgress:
@@ -72,6 +81,8 @@ def print_summary(result: Mapping[str, Any], root: Path, console: Console) -> No
         say(f"accuracy {result['accuracy']:.3f} on {held_out}")
     if result["accuracy_without_privacy"] is not None:
         say(f"accuracy {result['accuracy_without_privacy']:.3f} with the same plan without privacy")
+    for line in _told_of_faults(result):
+        say(line)
     if result["epsilon"] is None:
         say("no privacy claim: unit is none, nothing was clipped or noised")
     else:
@@ -83,6 +94,22 @@ def print_summary(result: Mapping[str, Any], root: Path, console: Console) -> No
     if len(result["nodes"]) > _NODES_SHOWN:
         say(f"and {len(result['nodes']) - _NODES_SHOWN} more nodes in result.json")
     say(f"files in {root}: report.html, result.json, model.safetensors, plan.toml")
+
+
+def _told_of_faults(result: Mapping[str, Any]) -> Iterator[str]:
+    """What went wrong, and what it changed."""
+    if result["faults"] is None:
+        return
+    counts = Counter[str]()
+    for entry in result["history"]:
+        counts.update(entry["faults"])
+    yield f"faults: {', '.join(f'{count} {_DEEDS[kind]}' for kind, count in counts.items()) or 'none came up'}"
+    if result["accuracy_without_faults"] is not None:
+        yield f"accuracy {result['accuracy_without_faults']:.3f} with the same plan without faults"
+    if result["accuracy_under_fedavg"] is not None:
+        yield f"accuracy {result['accuracy_under_fedavg']:.3f} with the same plan under fedavg"
+    for kind, why in result["comparisons_ended"].items():
+        yield f"{kind} ended before its last round: {why}"
 
 
 def _table(result: Mapping[str, Any]) -> Table:

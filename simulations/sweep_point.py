@@ -88,7 +88,7 @@ def run_point(plan: Plan, root: Path, device: torch.device, watch: Callable[[Rou
     """Simulate a point in its folder, to its end."""
     began = time.monotonic()
     with closing(_scenario(plan, root, device)) as scenario:
-        result = result_of(scenario, scenario.run(watch), time.monotonic() - began, None)
+        result = result_of(scenario, scenario.run(watch), time.monotonic() - began, {})
     write_report(result, root / "report.html")
     write_whole(root / "result.json", (json.dumps(result, indent=1) + "\n").encode())
 
