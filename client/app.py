@@ -16,7 +16,8 @@ from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters, to_record
 from ..privacy.errors import LedgerError, PrivetError, Refusal, RefusedError
 from .answers import Answer
-from .node import Begun, Carried, Node, Request
+from .node import Begun, Carried, Request
+from .participant import Participant
 
 log = logging.getLogger("privet.node")
 
@@ -24,12 +25,12 @@ _APP_RAISED = 2  # Flower's own code for a ClientApp that raised
 _APP_FAILED = "app-failed"
 
 Stage = Literal["describe", "initial", "train", "evaluate"]
-Handler = Callable[[Node, Message], RecordDict]
+Handler = Callable[[Participant, Message], RecordDict]
 
 _Result = TypeVar("_Result")
 
 
-def client_app(node_of: Callable[[Context], Node]) -> ClientApp:
+def client_app(node_of: Callable[[Context], Participant]) -> ClientApp:
     """A ClientApp that answers for the node that `node_of` finds for a Flower context."""
     app = ClientApp()
 
@@ -48,12 +49,12 @@ def client_app(node_of: Callable[[Context], Node]) -> ClientApp:
 class Asked:
     """A node, what it is asked, and how far it has come: begun, answered already, or its reply, a refusal."""
 
-    node: Node
+    node: Participant
     message: Message
     step: Begun | Answer | Message
 
 
-def begun_together(asked: Iterable[tuple[Node, Message]]) -> list[Asked]:
+def begun_together(asked: Iterable[tuple[Participant, Message]]) -> list[Asked]:
     """Let several nodes begin what each is asked to train or to evaluate; each by itself, as it would alone."""
     return [Asked(node, message, _surely(node, message, partial(_begun, node, message))) for node, message in asked]
 
@@ -80,21 +81,21 @@ def _finished_reply(asked: Asked, results: Iterator[Carried], is_held: bool) -> 
     return step
 
 
-def _begun(node: Node, message: Message) -> Begun | Answer:
+def _begun(node: Participant, message: Message) -> Begun | Answer:
     return node.begin(_request("train" if message.metadata.message_type == words.TRAIN else "evaluate", message))
 
 
-def _finished(node: Node, begun: Begun, carried: Carried | None) -> Answer:
+def _finished(node: Participant, begun: Begun, carried: Carried | None) -> Answer:
     return node.finish(begun, carried or node.carry_out(begun))
 
 
-def _reply(node: Node, message: Message, answer: Answer, is_held: bool) -> Message:
+def _reply(node: Participant, message: Message, answer: Answer, is_held: bool) -> Message:
     if message.metadata.message_type == words.TRAIN:
         return Message(_trained(node, message, answer, is_held), reply_to=message)
     return Message(_evaluated(node, message, answer), reply_to=message)
 
 
-def _surely(node: Node, message: Message, deed: Callable[[], _Result]) -> _Result | Message:
+def _surely(node: Participant, message: Message, deed: Callable[[], _Result]) -> _Result | Message:
     return _sure(message, lambda: _heard(node, message, deed))
 
 
@@ -110,7 +111,7 @@ def _sure(message: Message, deed: Callable[[], _Result]) -> _Result | Message:
     return Message(Error(_APP_RAISED, _APP_FAILED), reply_to=message)
 
 
-def _heard(node: Node, message: Message, deed: Callable[[], _Result]) -> _Result | Message:
+def _heard(node: Participant, message: Message, deed: Callable[[], _Result]) -> _Result | Message:
     """What the deed gives, or a reply that says with which code the node refused."""
     try:
         return deed()
@@ -119,7 +120,7 @@ def _heard(node: Node, message: Message, deed: Callable[[], _Result]) -> _Result
         return Message(Error(words.REFUSED, reason_of(refusal)), reply_to=message)
 
 
-def _answered(node: Node, handler: Handler, message: Message) -> Message:
+def _answered(node: Participant, handler: Handler, message: Message) -> Message:
     return _heard(node, message, lambda: Message(handler(node, message), reply_to=message))
 
 
@@ -129,7 +130,7 @@ def reason_of(refusal: RefusedError) -> str:
     return f"{refusal.code.value}{words.DISCLOSED}{disclosed}" if disclosed else refusal.code.value
 
 
-def _describe(node: Node, message: Message) -> RecordDict:
+def _describe(node: Participant, message: Message) -> RecordDict:
     config = message.content.get(words.CONFIG)
     facts: dict[str, str | int | bytes] = {words.NAME: node.name, words.DECLARED_SIZE: node.dataset.declared_size}
     if isinstance(config, ConfigRecord) and words.SUBMISSION in config:
@@ -139,41 +140,44 @@ def _describe(node: Node, message: Message) -> RecordDict:
     return RecordDict({words.CONFIG: ConfigRecord({**facts})})
 
 
-def _witness(node: Node, message: Message) -> RecordDict:
+def _witness(node: Participant, message: Message) -> RecordDict:
     countersigned = _witnessed(message)
     if countersigned is not None:
         node.witness(countersigned)
     return RecordDict()
 
 
-def _initial(node: Node, message: Message) -> RecordDict:
+def _initial(node: Participant, message: Message) -> RecordDict:
     return RecordDict({words.ARRAYS: to_record(node.answer(_request("initial", message)).parameters)})
 
 
-def _train(node: Node, message: Message) -> RecordDict:
+def _train(node: Participant, message: Message) -> RecordDict:
     return _trained(node, message, node.answer(_request("train", message)))
 
 
-def _evaluate(node: Node, message: Message) -> RecordDict:
+def _evaluate(node: Participant, message: Message) -> RecordDict:
     return _evaluated(node, message, node.answer(_request("evaluate", message)))
 
 
-def _trained(node: Node, message: Message, answer: Answer, is_held: bool = False) -> RecordDict:
-    weight = MetricRecord({words.DECLARED_SIZE: node.dataset.declared_size})
-    facts = RecordDict({words.METRICS: weight, words.LEDGER: _ledger(node, message)})
+def _trained(node: Participant, message: Message, answer: Answer, is_held: bool = False) -> RecordDict:
+    facts = _evaluated(node, message, answer)
     if not is_held:
         facts[words.ARRAYS] = to_record(answer.parameters)
     return facts
 
 
-def _evaluated(node: Node, message: Message, answer: Answer) -> RecordDict:
+def _evaluated(node: Participant, message: Message, answer: Answer) -> RecordDict:
     metrics = MetricRecord({words.DECLARED_SIZE: node.dataset.declared_size, **answer.sums})
-    return RecordDict({words.METRICS: metrics, words.LEDGER: _ledger(node, message)})
+    ledger = _ledger(node, message)
+    return RecordDict({words.METRICS: metrics, **({words.LEDGER: ledger} if ledger is not None else {})})
 
 
-def _ledger(node: Node, message: Message) -> ConfigRecord:
-    """The head of the ledger, and the charges since the one that the server countersigned last."""
-    head, charges = node.head(_witnessed(message))
+def _ledger(node: Participant, message: Message) -> ConfigRecord | None:
+    """The head of the ledger, and the charges since the one that the server countersigned last; None without one."""
+    stated = node.head(_witnessed(message))
+    if stated is None:
+        return None
+    head, charges = stated
     return ConfigRecord({words.HEAD: head_text(head), words.CHARGES: json.dumps([asdict(entry) for entry in charges])})
 
 
@@ -197,7 +201,10 @@ def _request(stage: Stage, message: Message) -> Request:
         raise _malformed("submission, round or attempt is missing or of another type")
     parameters = to_parameters(arrays) if arrays is not None else {}
     brought = (_bytes(config, key) for key in (words.SIGNATURE, words.CERTIFICATES, words.COHORT))
-    return Request(stage, submission, number, attempt, parameters, _witnessed(message), *brought)
+    witnessed, clip_norm = _witnessed(message), config.get(words.CLIP_NORM)
+    if not isinstance(clip_norm, float | None):
+        raise _malformed("its clip norm is of another type")
+    return Request(stage, submission, number, attempt, parameters, witnessed, *brought, clip_norm=clip_norm)
 
 
 def _bytes(config: ConfigRecord, key: str) -> bytes:

@@ -15,7 +15,8 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from ..client.app import Asked, begun_together, finished_together
-from ..client.node import Begun, Node
+from ..client.node import Begun
+from ..client.participant import Participant
 from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters
 from .cohort.trainer import groups_of
@@ -30,7 +31,7 @@ _TOGETHER = (words.TRAIN, words.EVALUATE)
 class Party:
     """A simulated node, and how many records it trains with."""
 
-    node: Node
+    node: Participant
     records: int
 
 

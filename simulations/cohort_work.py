@@ -6,6 +6,7 @@ the very roundings of the server's running average, and so the sum is the same t
 
 import mmap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,10 +16,13 @@ from numpy.typing import NDArray
 
 from ..client.answers import Answer
 from ..client.draw import Draw
-from ..client.node import Begun, Carried, Node
+from ..client.node import Begun, Carried
+from ..client.participant import Participant
 from ..client.randomness import drawn
 from ..client.tasks.protocol import Partition, Records
 from ..client.training import made_of
+from ..client.update_clipping import clip_updates
+from ..privacy.channel.words import WITHIN
 from ..privacy.parameters import Parameters, is_same
 from ..privacy.submission import Submission
 from ..server.aggregation import ROUNDING
@@ -61,7 +65,7 @@ class CohortWork:
             self._parameters.copy_(self._model.joined(parameters))
             self._loaded = parameters
 
-    def order(self, begun: Sequence[tuple[Node, Begun]]) -> Order | None:
+    def order(self, begun: Sequence[tuple[Participant, Begun]]) -> Order | None:
         """What is to be done for these nodes; None where they are not asked the same, or there is no room."""
         first = begun[0][1]
         if self._loaded is None or not is_same(first.request.parameters, self._loaded):
@@ -74,6 +78,7 @@ class CohortWork:
         ]
         order: Order = {"do": first.request.stage, "members": members}
         if first.request.stage == "train":
+            order["clip_norm"] = first.request.clip_norm
             try:
                 order["rows"] = [self._shelf.place(first.attempt.round) for _ in begun]
             except MemoryError:
@@ -92,13 +97,14 @@ class CohortWork:
                 evaluated = evaluate(self._model, parameters, members)
                 return {"done": dict(evaluated[0].done), "sums": [one.sums for one in evaluated]}
             update = self._trainer.train_together(parameters, members)
+            result: Result = {"done": dict(update.done)}
+            if order["clip_norm"] is not None:  # whole updates are clipped, where whole nodes are hidden
+                start = self._parameters.to(update.values.device)
+                result["within"] = clip_updates(start, update.values, order["clip_norm"]).tolist()
             self._rows[order["rows"]] = update.values.cpu()
-            finite = torch.isfinite(update.values).all(dim=1).tolist()
-            return {
-                "done": dict(update.done),
-                "hashes": list(map(self._shelf.hash_of, order["rows"])),
-                "finite": finite,
-            }
+            result["hashes"] = list(map(self._shelf.hash_of, order["rows"]))
+            result["finite"] = torch.isfinite(update.values).all(dim=1).tolist()
+            return result
         except Exception as error:
             return {"failed": type(error).__name__}
 
@@ -110,7 +116,11 @@ class CohortWork:
         if order["do"] == "evaluate":
             return [Carried(Answer(sums=sums), done) for sums in result["sums"]]
         placed = zip(order["rows"], result["hashes"], strict=True)
-        return [Carried(self._shelf.answer(row, digest), done) for row, digest in placed]
+        answers: list[Answer] = [self._shelf.answer(row, digest) for row, digest in placed]
+        if "within" in result:
+            told = zip(answers, result["within"], strict=True)
+            answers = [replace(answer, sums={WITHIN: float(within)}) for answer, within in told]
+        return [Carried(answer, done) for answer in answers]
 
     def sum_orders(self, rows: Sequence[int], shares: Sequence[float], processes: int) -> list[Order]:
         """How the sum of rows, each times its share, is computed: a part of the model for each process."""
