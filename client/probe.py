@@ -66,12 +66,12 @@ def _probe(task: Task, plan: Plan, is_first: bool, with_gradients: bool) -> None
             model = task.model(options)
             facts = task.facts(options)
             records = facts.example(_RECORDS, generator)
-            if is_first and plan.privacy.is_private:
+            if is_first and plan.privacy.hides_records:
                 _check_modules(task, model)
                 _check_state(task, model, records)
             if is_first:
                 _check_shapes(task, model, records, plan)
-            if plan.privacy.is_private:
+            if plan.privacy.hides_records:
                 for subject in _subjects(task, model, records, generator):
                     if is_first:
                         _check_independence(subject, records, facts, generator)

@@ -8,7 +8,7 @@ is added once to the clipped sum and stands on every trainable parameter.
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import version
 
@@ -45,7 +45,7 @@ class TrainableModel:
             raise TaskError(f"task {task.name!r} has a model without trainable parameters", "make some trainable")
         self.names = [name for name, _ in named]
         self.trained = [parameter for _, parameter in named]
-        self._clip_norm = plan.privacy.clip_norm
+        self._clip_norm = plan.privacy.record_clip_norm
         self.initial: Parameters = self.read()
         self.made_of = made_of(task)
 
@@ -71,10 +71,10 @@ class LocalTrainer:
 
     def __init__(self, trainable: TrainableModel, submission: Submission, source: Source, declared_size: int) -> None:
         self._trainable = trainable
-        if (submission.claim is None) != (submission.plan.privacy.clip_norm is None):
+        if (submission.records_claim is None) != (submission.plan.privacy.record_clip_norm is None):
             raise ValueError("a claim and a clip norm come together: one alone would train without noise")
         self._plan = submission.plan
-        self._claim = submission.claim
+        self._claim = submission.records_claim
         self._source = source
         self._declared_size = declared_size
         self.taken_out = 0
@@ -141,8 +141,9 @@ class LocalTrainer:
         sums, taken_out = self._trainable.gradient_sum(batch)
         self.taken_out += taken_out
         added = 0.0
-        if self._claim is not None and self._plan.privacy.clip_norm is not None:
-            added = _add_noise(sums, self._claim.noise_multiplier, self._plan.privacy.clip_norm, randomness)
+        clip_norm = self._plan.privacy.record_clip_norm
+        if self._claim is not None and clip_norm is not None:
+            added = _add_noise(sums, self._claim.noise_multiplier, clip_norm, randomness)
         denominator = rate * self._declared_size
         proximal = self._plan.aggregation.proximal_mu or 0.0
         for parameter, total, origin in zip(self._trainable.trained, sums, start, strict=True):
@@ -170,16 +171,26 @@ def made_of(task: Task) -> dict[str, str]:
 
 def scored(trainable: TrainableModel, records: Records) -> dict[str, float]:
     """The sum over records of every metric of the task; scores are forced into [0, 1], and NaN counts as 0."""
-    trainable.model.eval()
     sums: dict[str, float] = {}
-    with torch.no_grad():
-        for chunk in records.chunks(_EVALUATED_AT_ONCE):
-            scores = trainable.task.metrics(trainable.model(chunk.inputs), chunk.targets)
-            for name, values in scores.items():
-                if values.shape != (len(chunk),):  # else a record would count more than once
-                    raise TaskError(f"metric {name!r} is not one score for each record", "mend the metric")
-                sums[name] = sums.get(name, 0.0) + float(values.double().nan_to_num(0.0).clamp(0.0, 1.0).sum())
+    for chunk, outputs in _passes(trainable, records):
+        _add_scores(sums, trainable.task.metrics(outputs, chunk.targets), len(chunk))
     return sums
+
+
+def _passes(trainable: TrainableModel, records: Records) -> Iterator[tuple[Records, Tensor]]:
+    """Some records after the other, with what the model makes of them; without gradients."""
+    trainable.model.eval()
+    for chunk in records.chunks(_EVALUATED_AT_ONCE):
+        with torch.no_grad():
+            outputs = trainable.model(chunk.inputs)
+        yield chunk, outputs
+
+
+def _add_scores(sums: dict[str, float], scores: Mapping[str, Tensor], count: int) -> None:
+    for name, values in scores.items():
+        if values.shape != (count,):  # else a record would count more than once
+            raise TaskError(f"metric {name!r} is not one score for each record", "mend the metric")
+        sums[name] = sums.get(name, 0.0) + float(values.double().nan_to_num(0.0).clamp(0.0, 1.0).sum())
 
 
 def _add_noise(sums: list[Tensor], multiplier: float, clip_norm: float, randomness: Randomness) -> float:
@@ -193,7 +204,8 @@ def _add_noise(sums: list[Tensor], multiplier: float, clip_norm: float, randomne
 def held_out_scores(trainable: TrainableModel, parameters: Parameters, records: Records) -> Mapping[str, float]:
     """Mean loss and metrics on records that no node owns: a simulator's view, never a release."""
     trainable.write(parameters)
-    means = {name: total / len(records) for name, total in scored(trainable, records).items()}
-    with torch.no_grad():
-        losses = trainable.task.loss(trainable.model(records.inputs), records.targets)
-    return {"loss": float(losses.double().mean()), **means}
+    loss, sums = 0.0, dict[str, float]()
+    for chunk, outputs in _passes(trainable, records):
+        loss += float(trainable.task.loss(outputs, chunk.targets).double().sum())
+        _add_scores(sums, trainable.task.metrics(outputs, chunk.targets), len(chunk))
+    return {"loss": loss / len(records), **{name: total / len(records) for name, total in sums.items()}}

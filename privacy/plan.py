@@ -171,6 +171,11 @@ class PrivacySection(Section):
         return self.unit == "node"
 
     @property
+    def hides_records(self) -> bool:
+        """Whether each node clips and noises what its records give, step by step."""
+        return self.is_private and not self.is_central
+
+    @property
     def record_clip_norm(self) -> float | None:
         """To what a node clips each record's gradient; None where it does not."""
         return None if self.is_central else self.clip_norm

@@ -64,7 +64,7 @@ def _compared(model: CohortModel) -> tuple[Tensor, Tensor]:
         values = initial.repeat(_NODES, 1)
         gradients = torch.stack([_one_by_one(model, values[n], _of_node(records, n)) for n in range(_NODES)])
     norms = gradients.norm(dim=2)
-    clip_norm = max(float(norms.median()), 1e-6) if model.plan.privacy.clip_norm is not None else None
+    clip_norm = max(float(norms.median()), 1e-6) if model.plan.privacy.record_clip_norm is not None else None
     shares = torch.ones_like(norms) if clip_norm is None else (clip_norm / norms).clamp(max=1.0)
     batch = Batch(
         records.inputs.view(_RECORDS, _NODES, *records.inputs.shape[1:]),

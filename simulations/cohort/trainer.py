@@ -67,13 +67,13 @@ class CohortTrainer:
     """Trains the nodes of one submission. `at_once`: how many share a batch, by default as `nodes_at_once` says."""
 
     def __init__(self, model: CohortModel, submission: Submission, at_once: int | None = None) -> None:
-        if (submission.claim is None) != (submission.plan.privacy.clip_norm is None):
+        if (submission.records_claim is None) != (submission.plan.privacy.record_clip_norm is None):
             raise ValueError("a claim and a clip norm come together: one alone would train without noise")
         self._model = model
         self._plan = submission.plan
-        self._claim = submission.claim
+        self._claim = submission.records_claim
         self.at_once = at_once or nodes_at_once(model.size, model.device)
-        self._sums = CohortSums(model, submission.plan.privacy.clip_norm)
+        self._sums = CohortSums(model, submission.plan.privacy.record_clip_norm)
 
     def train(self, parameters: Parameters, members: Sequence[Member]) -> CohortUpdate:
         """`local-steps` steps of every member from `parameters`, group by group."""
@@ -109,9 +109,10 @@ class CohortTrainer:
 
     def _noised(self, sums: Tensor, members: Sequence[Member]) -> float:
         """Add to each node's sum its noise; gives the smallest multiplier of what was added, 0 where nothing was."""
-        if self._claim is None or self._plan.privacy.clip_norm is None:
+        clip_norm = self._plan.privacy.record_clip_norm
+        if self._claim is None or clip_norm is None:
             return 0.0
-        multiplier, clip_norm = self._claim.noise_multiplier, self._plan.privacy.clip_norm
+        multiplier = self._claim.noise_multiplier
         return min(self._add_noise(*pair, multiplier, clip_norm) for pair in zip(sums, members, strict=True))
 
     def _add_noise(self, total: Tensor, member: Member, multiplier: float, clip_norm: float) -> float:
