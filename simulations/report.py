@@ -7,7 +7,8 @@ readable here.
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +25,15 @@ MOST_NODES_DRAWN_BY_NAME = 16  # rows that fit beside a chart by round
 MOST_ROUNDS_LISTED = 100  # rows of the table behind the charts; result.json holds them all
 MOST_CLASSES_NUMBERED = 14  # columns whose counts still fit on a phone
 MOST_CLASSES_LISTED = 30  # columns whose names still fit above them
+# What a node of a simulation may have done, as `[simulation.faults]` names it, and in words.
+FAULTS = {
+    "drop": "not reached",
+    "delay": "answered too late",
+    "nan": "sent NaN",
+    "flip-signs": "flipped signs",
+    "scale": "scaled",
+}
+LIES = ("nan", "flip-signs", "scale")
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -46,6 +56,7 @@ class _Round(_Value):
     epsilon_executed: FiniteFloat | None = None
     answered: int | None = None
     released: Mapping[str, FiniteFloat] | None = None
+    faults: Mapping[str, int] = {}
 
 
 class _Node(_Value):
@@ -57,6 +68,7 @@ class _Node(_Value):
     reason: str | None
     rounds_answered: int
     labels: tuple[int, ...] | None
+    faults: Mapping[str, int] = {}
 
 
 class _Result(_Value):
@@ -76,6 +88,8 @@ class _Result(_Value):
     accuracy_note: str
     loss: _Measured
     accuracy_without_privacy: _Measured
+    accuracy_without_faults: _Measured = None
+    accuracy_under_fedavg: _Measured = None
     epsilon: FiniteFloat | None
     epsilon_executed: FiniteFloat | None
     epsilon_rdp_bound: FiniteFloat | None
@@ -96,6 +110,7 @@ class _Result(_Value):
     engine: str
     engine_reason: str | None = None
     strategy: str
+    faults: Mapping[str, FiniteFloat] | None = None
     interrupted: bool
     classes: tuple[str, ...] | None
     partition: Mapping[str, object]
@@ -103,6 +118,9 @@ class _Result(_Value):
     nodes: tuple[_Node, ...]
     history: tuple[_Round, ...]
     history_without_privacy: tuple[_Round, ...] | None
+    history_without_faults: tuple[_Round, ...] | None = None
+    history_under_fedavg: tuple[_Round, ...] | None = None
+    comparisons_ended: Mapping[str, str] = {}
     versions: Mapping[str, str]
 
     @property
@@ -150,6 +168,7 @@ def _view(result: _Result) -> dict[str, object]:
         "without": {entry.round: entry for entry in result.history_without_privacy or ()},
         "released": [entry for entry in result.history if _released(entry) is not None],
         "lost": _lost(result),
+        "faults": _faults(result),
         "heat": _heat(result),
         "charts": _learning(result) | (_spending(result) if result.is_claim else {}),
         "guess": _best_guess(result),
@@ -164,8 +183,8 @@ def _learning(result: _Result) -> dict[str, Markup]:
     accuracy = Caption("accuracy", "Accuracy by round", f"Held out, {_percent(result.accuracy)} at the end.")
     loss = Caption("loss", "Loss by round", f"Held out, {_number(result.loss)} at the end.")
     accuracies = [
-        Series("reference", [(entry.round, entry.accuracy) for entry in other if entry.accuracy is not None]),
-        Series(kind, [(entry.round, entry.accuracy) for entry in own if entry.accuracy is not None]),
+        Series("reference", _accuracies(other)),
+        Series(kind, _accuracies(own)),
         Series("released", released, is_line=False),
     ]
     losses = [
@@ -212,6 +231,37 @@ def _lost(result: _Result) -> dict[str, object] | None:
         "records": round(points / 100 * result.records.get("held_out", 0)),
         "chart": waffle(Caption("waffle", "Utility lost to privacy", words), own, other),
     }
+
+
+def _faults(result: _Result) -> dict[str, object] | None:
+    """Who misbehaved, how often, and what became of the model; None where all nodes were meant to behave."""
+    if result.faults is None:
+        return None
+    totals = Counter[str]()
+    for entry in result.history:
+        totals.update(entry.faults)
+    faulty = [node for node in result.nodes if node.faults]
+    faulty.sort(key=lambda node: (not any(node.faults.get(lie) for lie in LIES), node.name))
+    return {
+        "kinds": [(kind, FAULTS[kind], totals[kind]) for kind in FAULTS if totals[kind]],
+        "nodes": faulty[:MOST_NODES_NAMED],
+        "unnamed": len(faulty[MOST_NODES_NAMED:]),
+        "liars": {lie: sum(lie in node.faults for node in faulty) for lie in LIES if totals[lie]},
+        "chart": line_chart(
+            Caption("faulty", "Accuracy by round", f"Held out, {_percent(result.accuracy)} at the end."),
+            [
+                Series("reference", _accuracies(result.history_without_faults)),
+                Series("undefended", _accuracies(result.history_under_fedavg)),
+                Series("private" if result.is_claim else "plain", _accuracies(result.history)),
+            ],
+            _percent,
+            lambda mark: f"{100 * mark:g}%",
+        ),
+    }
+
+
+def _accuracies(history: Sequence[_Round] | None) -> list[tuple[float, float]]:
+    return [(float(entry.round), entry.accuracy) for entry in history or () if entry.accuracy is not None]
 
 
 def _heat(result: _Result) -> dict[str, object] | None:
