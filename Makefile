@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/run.stamp
@@ -24,6 +24,18 @@ check: .venv/dev.stamp
 	MYPYPATH=.venv/check $(BIN)/mypy -p privet
 	$(BIN)/pytest
 
+# Simulated rounds against peers, each in an environment of its own (about 4 GB, once). A peer that cannot be installed
+# is a line of the table that says so.
+PEERS := flower opacus pfl
+bench: .venv/run.stamp $(PEERS:%=.venv-bench/%.stamp)
+	$(BIN)/python benchmarks/bench.py
+
+.venv-bench/%.stamp: benchmarks/peers/%.txt
+	@echo "setting up .venv-bench/$* (about a minute, once)"
+	-test -x .venv-bench/$*/bin/python || $(PYTHON) -m venv .venv-bench/$*
+	-.venv-bench/$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< "torch==2.13.0" \
+		&& .venv-bench/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@
+
 # torch first: asked for by another package it would come with CUDA (constraints.txt).
 .venv/run.stamp: pyproject.toml constraints.txt
 	@echo "setting up .venv (about a minute, once)"
@@ -37,4 +49,4 @@ check: .venv/dev.stamp
 	@touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
