@@ -3,8 +3,8 @@
 The setting: 100 nodes x 100 records, cohort 20 (50 for the large model), batch 20, one epoch, on the CPU. privet is
 `privet simulate` with all that belongs to a round, ledgers, witness and checkpoints (ours.py); each peer runs in an
 environment of its own, one thread a process, its data cached (peers/). Contenders take turns, each in processes of its
-own. What counts is the median round after warm-up, and of those the median over the repetitions. All begin with the same
-weights: a contender whose loss does not fall like that of the others has not done their work, and gets no ratio.
+own. What counts is the median round after warm-up, and of those the median over the repetitions. All begin with the
+same weights: a contender whose loss does not fall like that of the others has not done their work, and gets no ratio.
 
     make bench                       # installs the peers first
     .venv/bin/python benchmarks/bench.py [--quick] [--only NAME] [--rounds N] [--repeats N]

@@ -1,7 +1,7 @@
 """pfl: its simulated backend and federated averaging, in as many processes as its environment variables say.
 
-What makes it fast, by its own guide to fast simulations: users as its `Dataset` in memory (which keeps the slices of its
-batches, so each is made once here and handed out again; it does not shuffle), no evaluation, no metrics printed,
+What makes it fast, by its own guide to fast simulations: users as its `Dataset` in memory (which keeps the slices of
+its batches, so each is made once here and handed out again; it does not shuffle), no evaluation, no metrics printed,
 several processes by torch.distributed. No postprocessor but the one that weighs users alike.
 """
 
