@@ -6,7 +6,7 @@ other, while those before them are trained; they finish, and their replies arriv
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,10 +35,25 @@ class Party:
     records: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """Nodes that were asked, what was ordered for those that began, and the ticket for what comes of it."""
+
+    asked: list[Asked]
+    order: Order | None
+    ticket: int | None
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """Where the updates lie of those that began."""
+        rows: Sequence[int] = self.order["rows"] if self.order is not None else ()
+        return rows
+
+
 class CohortGrid(LocalGrid):
     """`parties` by node id; `at_once` of them form a group. `is_summed`: no update is handed over, but their sum.
 
-    With a fault every update travels, since something may befall it.
+    With a fault every update travels, since something may befall it. `meanwhile` is done while groups are trained.
     """
 
     def __init__(
@@ -52,12 +67,14 @@ class CohortGrid(LocalGrid):
         *,
         is_summed: bool,
         fault: Fault | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(app, contexts, fault)
         self._parties = dict(parties)
         self._work = work
         self._crew = crew
         self._at_once = at_once
+        self._meanwhile = meanwhile
         self._is_summed = is_summed and fault is None
         self._row_of: dict[int, int] = {}  # by node, of the answers whose update is not in them
         self._added: list[tuple[int, float]] = []
@@ -85,11 +102,9 @@ class CohortGrid(LocalGrid):
             return None
         rows, shares = zip(*self._added, strict=True)
         self._added = []
-        orders = self._work.sum_orders(rows, shares, len(self._crew))
-        for order in orders:
-            self._crew.give(order)
-        for _ in orders:
-            self._crew.take()
+        tickets = [self._crew.give(order) for order in self._work.sum_orders(rows, shares, len(self._crew))]
+        for ticket in tickets:
+            self._crew.take(ticket)
         return self._work.sum
 
     def _is_grouped(self, message: Message) -> bool:
@@ -101,35 +116,35 @@ class CohortGrid(LocalGrid):
             self._work.load(to_parameters(record))
         sizes = [self._parties[message.metadata.dst_node_id].records for message in messages]
         groups = deque(groups_of(sizes, self._at_once))
-        begun: deque[tuple[list[Asked], Order | None]] = deque()
+        begun = deque[_Group]()
         try:
             while groups or begun:
-                while groups and self._crew.open_orders < self._crew.most_open:
+                while groups and len(begun) < self._crew.most_open:
                     begun.append(self._begun([messages[place] for place in groups.popleft()]))
-                asked, order = begun[0]
-                replies, is_held = self._finished(asked, order)
+                self._meanwhile()
+                group = begun[0]
+                replies, is_held = self._finished(group)
                 begun.popleft()
-                yield from self._handed_on(asked, replies, order["rows"] if order is not None and is_held else ())
+                yield from self._handed_on(group.asked, replies, group.rows if is_held else ())
         finally:  # whoever asked has gone away: what has begun is kept for when he asks again
-            for asked, order in begun:
-                self._finished(asked, order)
+            for group in begun:
+                self._finished(group)
 
-    def _begun(self, messages: list[Message]) -> tuple[list[Asked], Order | None]:
+    def _begun(self, messages: list[Message]) -> "_Group":
         for message in messages:
             self._number(message)
         asked = begun_together((self._parties[message.metadata.dst_node_id].node, message) for message in messages)
         those = [(one.node, one.step) for one in asked if isinstance(one.step, Begun)]
         order = self._work.order(those) if those else None
-        if order is not None:
-            self._crew.give(order)
-        return asked, order
+        return _Group(asked, order, self._crew.give(order) if order is not None else None)
 
-    def _finished(self, asked: list[Asked], order: Order | None) -> tuple[list[Message], bool]:
+    def _finished(self, group: "_Group") -> tuple[list[Message], bool]:
         """The replies; and whether their updates are held, and not in them."""
-        result = self._crew.take() if order is not None else None
-        carried = self._work.carried(order, result) if order is not None and result is not None else None
-        is_held = self._is_summed and result is not None and all(result.get("finite", (False,)))
-        return finished_together(asked, carried, is_held), is_held
+        if group.order is None or group.ticket is None:
+            return finished_together(group.asked, None), False
+        result = self._crew.take(group.ticket)
+        is_held = self._is_summed and all(result.get("finite", (False,)))
+        return finished_together(group.asked, self._work.carried(group.order, result), is_held), is_held
 
     def _handed_on(self, asked: list[Asked], replies: list[Message], rows: Iterable[int]) -> Iterator[Message]:
         """Reply after reply; `rows`: where the updates lie of those that have just been trained, if they are held."""

@@ -20,7 +20,7 @@ from ..client.node import Begun, Carried
 from ..client.participant import Participant
 from ..client.randomness import drawn
 from ..client.tasks.protocol import Partition, Records
-from ..client.training import made_of
+from ..client.training import TrainableModel, held_out_scores, made_of
 from ..client.update_clipping import clip_updates
 from ..privacy.channel.words import WITHIN
 from ..privacy.parameters import Parameters, is_same
@@ -46,8 +46,11 @@ class CohortWork:
     begun; whoever is called with an order trains the group, into rows of the shelf.
     """
 
-    def __init__(self, model: CohortModel, submission: Submission, world: World, shelf: Shelf) -> None:
+    def __init__(
+        self, model: CohortModel, trainable: TrainableModel, submission: Submission, world: World, shelf: Shelf
+    ) -> None:
         self._model = model
+        self._trainable = trainable
         self._submission = submission
         self._world = world
         self._shelf = shelf
@@ -56,6 +59,7 @@ class CohortWork:
         self._rows = torch.from_numpy(shelf.rows)
         self._parameters = torch.from_numpy(_shared(np.float32, model.size))
         self._sum = torch.from_numpy(_shared(np.float64, model.size))
+        self._scored = torch.from_numpy(_shared(np.float32, model.size))
         self._loaded: Parameters | None = None
         self._records_of = _RecordsOf(world, model.device)
 
@@ -91,6 +95,9 @@ class CohortWork:
             self._add(order)
             return {}
         try:
+            if order["do"] == "score":
+                model = self._model.views(self._scored)
+                return {"scores": dict(held_out_scores(self._trainable, model, self._world.held_out))}
             members = [self._records_of.member(**member) for member in order["members"]]
             parameters = self._model.views(self._parameters)
             if order["do"] == "evaluate":
@@ -121,6 +128,11 @@ class CohortWork:
             told = zip(answers, result["within"], strict=True)
             answers = [replace(answer, sums={WITHIN: float(within)}) for answer, within in told]
         return [Carried(answer, done) for answer in answers]
+
+    def score_order(self, model: Parameters) -> Order:
+        """Of a model that need not be the next orders' one, the scores on what is held out. One at a time."""
+        self._scored.copy_(self._model.joined(model))
+        return {"do": "score"}
 
     def sum_orders(self, rows: Sequence[int], shares: Sequence[float], processes: int) -> list[Order]:
         """How the sum of rows, each times its share, is computed: a part of the model for each process."""

@@ -57,7 +57,7 @@ class Crew:
         self._orders: dict[int, Order] = {}  # those that have no result yet
         self._waiting: deque[int] = deque()  # of them, those that nobody has before him
         self._results: dict[int, Result] = {}
-        self._given = self._taken = 0
+        self._given = 0
         if processes > 1:
             gc.collect()
             gc.freeze()  # what exists now is no child's to clean up
@@ -68,33 +68,29 @@ class Crew:
         return len(self._workers) + 1
 
     @property
-    def open_orders(self) -> int:
-        """How many orders were given whose results were not taken."""
-        return self._given - self._taken
-
-    @property
     def most_open(self) -> int:
         """How many open orders keep everybody at work; with more, only more would be lost with this process."""
         return _AHEAD * len(self._workers) + 1
 
-    def give(self, order: Order) -> None:
-        """An order, which somebody carries out."""
-        self._orders[self._given] = order
-        self._waiting.append(self._given)
+    def give(self, order: Order) -> int:
+        """An order, which somebody carries out; gives the ticket for its result."""
+        ticket = self._given
+        self._orders[ticket] = order
+        self._waiting.append(ticket)
         self._given += 1
         self._hand_out()
+        return ticket
 
-    def take(self) -> Result:
-        """The result of the oldest order; carries orders out meanwhile that nobody else has before him."""
-        if not self.open_orders:
-            raise ValueError("nothing was ordered")
-        while self._taken not in self._results:
+    def take(self, ticket: int) -> Result:
+        """The result of an order, once; carries orders out meanwhile that nobody else has before him."""
+        if ticket not in self._orders and ticket not in self._results:
+            raise ValueError("nothing was ordered, or it was taken")
+        while ticket not in self._results:
             self._listen(wait=not self._waiting)
             self._hand_out()
-            if self._taken not in self._results and self._waiting:
+            if ticket not in self._results and self._waiting:
                 self._carry_out(self._waiting.popleft())
-        self._taken += 1
-        return self._results.pop(self._taken - 1)
+        return self._results.pop(ticket)
 
     def close(self) -> None:
         """End the other processes."""

@@ -20,7 +20,6 @@ from ..client.app import client_app
 from ..client.bench import Bench
 from ..client.node import Node
 from ..client.tasks.registry import load_task
-from ..client.training import held_out_scores
 from ..privacy.budget.charge import executed_epsilon
 from ..privacy.budget.guard import Standing
 from ..privacy.budget.own_signatures import OwnSignatures
@@ -42,6 +41,7 @@ from .engine import Engine, EngineName, processes_for
 from .faults import Deeds, Faults, LossyGrid
 from .grid import Fault, LocalGrid
 from .nodes import REMEMBERED, NodeFolders, simulated_node
+from .onlooker import Onlooker
 from .rehearsal import is_sure_of_opacus
 from .shelf import Shelf
 from .views import RoundView, Views
@@ -155,31 +155,29 @@ class Scenario:
     def run(self, watch: Watch, fault: Fault | None = None) -> State:
         """Carry it out, from its newest checkpoint where there is one. Writes the model."""
         self.muster()
+        onlooker = Onlooker(self.trainable, self.world, self._view_of, self.views, watch, self._work, self._crew)
         by_id = dict(enumerate(self.nodes.values(), start=2))  # 1 is the server
         faults = self._faults(by_id)
-        local = self._grid(by_id, fault or faults)
+        local = self._grid(by_id, fault or faults, onlooker.catch_up)
         held = local if isinstance(local, CohortGrid) else None
         grid: Grid = local
         if faults is not None:
             grid = LossyGrid(local, faults)
         checkpoints = self.folder.checkpoints(self.submission)
         with _local_log(self.folder):
-
-            def look(state: State) -> None:
-                view = self._view_of(state)
-                self.views.add(view)
-                watch(view)
-
             federation = Federation(
                 self.submission,
                 grid,
                 checkpoints,
-                look,
+                onlooker.look,
                 witnesses_in(self.ledgers, self._own),
                 name_of=lambda node_id: by_id[node_id].name,
                 held=held,
             )
-            state = federation.run()
+            try:
+                state = federation.run()
+            finally:
+                onlooker.catch_up()
         self.folder.write_model(self.submission, state)
         return replace(state, excluded=federation.refused | state.excluded)
 
@@ -195,7 +193,7 @@ class Scenario:
         """What the run has cost a node."""
         return self.nodes[name].standing(self.submission)
 
-    def _grid(self, by_id: dict[int, Node], fault: Fault | None) -> LocalGrid:
+    def _grid(self, by_id: dict[int, Node], fault: Fault | None, meanwhile: Callable[[], None]) -> LocalGrid:
         contexts = {
             n: Context(1, n, {"partition-id": n - 2, "num-partitions": len(by_id)}, RecordDict(), {}) for n in by_id
         }
@@ -203,9 +201,17 @@ class Scenario:
         if self._work is None or self._crew is None:
             return LocalGrid(app, contexts, fault)
         parties = {n: Party(node, len(self.world.shares[node.name].indices)) for n, node in by_id.items()}
-        is_summed = not self.plan.keeps_updates
-        at_once = self.engine.at_once
-        return CohortGrid(app, contexts, parties, self._work, self._crew, at_once, is_summed=is_summed, fault=fault)
+        return CohortGrid(
+            app,
+            contexts,
+            parties,
+            self._work,
+            self._crew,
+            self.engine.at_once,
+            is_summed=not self.plan.keeps_updates,
+            fault=fault,
+            meanwhile=meanwhile,
+        )
 
     @property
     def _answers(self) -> Path:
@@ -220,7 +226,7 @@ class Scenario:
     @cached_property
     def _work(self) -> CohortWork | None:
         model, shelf = self.engine.model, self._shelf
-        return CohortWork(model, self.submission, self.world, shelf) if model and shelf else None
+        return CohortWork(model, self.trainable, self.submission, self.world, shelf) if model and shelf else None
 
     @cached_property
     def _crew(self) -> Crew | None:
@@ -234,11 +240,11 @@ class Scenario:
         names = {node_id: node.name for node_id, node in by_id.items()}
         return Faults(section, self.plan.run.seed, names, self.deeds) if section and section.is_any else None
 
-    def _view_of(self, state: State) -> RoundView:
+    def _view_of(self, state: State, scores: dict[str, float]) -> RoundView:
         report = state.history[-1] if state.history else None
         return RoundView(
             round=state.round,
-            scores=dict(held_out_scores(self.trainable, state.model, self.world.held_out)),
+            scores=scores,
             epsilon_executed=self._executed(state),
             answered=report.answered if report else 0,
             released=report.metrics if report else {},

@@ -25,12 +25,11 @@ def squared(order: Order) -> Result:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_results_come_in_the_order_of_orders(processes: int) -> None:
+def test_each_order_has_its_own_result(processes: int) -> None:
     with Crew(squared, processes) as crew:
         assert len(crew) == processes
-        for number in range(20):
-            crew.give({"number": number})
-        results = [crew.take() for _ in range(20)]
+        tickets = [crew.give({"number": number}) for number in range(20)]
+        results = [crew.take(ticket) for ticket in tickets]
     assert [result["square"] for result in results] == [number**2 for number in range(20)]
     assert len({result["by"] for result in results}) <= processes
     assert (processes == 1) == all(result["by"] == HERE for result in results)
@@ -38,12 +37,10 @@ def test_results_come_in_the_order_of_orders(processes: int) -> None:
 
 def test_others_do_what_a_killed_process_was_at() -> None:
     with Crew(squared, 3) as crew:
-        for number in range(12):
-            crew.give({"number": number, "kill": number in (0, 1)})
-        assert [crew.take()["square"] for _ in range(12)] == [number**2 for number in range(12)]
+        tickets = [crew.give({"number": number, "kill": number in (0, 1)}) for number in range(12)]
+        assert [crew.take(ticket)["square"] for ticket in tickets] == [number**2 for number in range(12)]
         assert len(crew) == 1
-        crew.give({"number": 5})
-        assert crew.take() == {"square": 25, "by": HERE}
+        assert crew.take(crew.give({"number": 5})) == {"square": 25, "by": HERE}
 
 
 def test_interrupted_order_can_be_taken_again() -> None:
@@ -55,19 +52,18 @@ def test_interrupted_order_can_be_taken_again() -> None:
         return order
 
     with Crew(work, 1) as crew:
-        crew.give({"number": 1})
+        ticket = crew.give({"number": 1})
         with pytest.raises(KeyboardInterrupt):
-            crew.take()
-        assert crew.take() == {"number": 1}
+            crew.take(ticket)
+        assert crew.take(ticket) == {"number": 1}
         with pytest.raises(ValueError, match="nothing was ordered"):
-            crew.take()
+            crew.take(ticket)
 
 
 def test_processes_end_with_the_crew() -> None:
     crew = Crew(lambda order: {"by": os.getpid()}, 2)
-    for _ in range(4):
-        crew.give({})
-    others = {crew.take()["by"] for _ in range(4)} - {HERE}
+    tickets = [crew.give({}) for _ in range(4)]
+    others = {crew.take(ticket)["by"] for ticket in tickets} - {HERE}
     crew.close()
     for pid in others:
         with pytest.raises(ProcessLookupError):
