@@ -55,10 +55,15 @@ def _float(text: object) -> float:
     return float(_finite(text))
 
 
+def _signed(text: object) -> float:
+    return -_float(text[1:]) if isinstance(text, str) and text.startswith("-") else _float(text)
+
+
 Amount = Annotated[Decimal, PlainValidator(_amount)]
 Finite = Annotated[Decimal, PlainValidator(_finite)]
 Whole = Annotated[int, PlainValidator(_whole)]
 Number = Annotated[float, PlainValidator(_float)]
+SignedNumber = Annotated[float, PlainValidator(_signed)]
 Name = Annotated[str, StringConstraints(strict=True, pattern=NAME_PATTERN)]
 Hash = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-f]{64}$")]
 Signature = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-f]{128}$")]
@@ -189,7 +194,11 @@ class Begun(Body):
 
 
 class Answered(Body):
-    """An answer, and what the trainer says that it did; a trainer may say more than is compared."""
+    """An answer, and what the trainer says that it did; a trainer may say more than is compared.
+
+    `count_noise_stddev`, `within`, `next_clip_norm`: of a server that moves its clip norm, as `within`, the noised
+    share of the updates that were below it, says.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -202,6 +211,9 @@ class Answered(Body):
     clip_norm: Number | None = None
     sampling_rate: Number | None = None
     steps: Whole | None = None
+    count_noise_stddev: Number | None = None
+    within: SignedNumber | None = None
+    next_clip_norm: Number | None = None
     task: StrictStr | None = None
     task_version: StrictStr | None = None
     code: StrictStr | None = None

@@ -24,12 +24,22 @@ from .violations import shortened
 # Schedules whose executed epsilon is computed, a tenth of a second each; what was charged bounds the others too.
 MOST_EXECUTED = 60
 
-TRUST = (
+LOCAL_TRUST = (
     "the mechanism is local: the institution clips and noises each update before it leaves, so each one is private by "
     "itself, against the server, the other institutions and every reader of the model"
 )
-ASSUMED = (
-    "batches are Poisson samples with exactly the stated rate, and noise is fresh and independent at every step",
+CENTRAL_TRUST = (
+    "the mechanism is central: the server clips each node's update and noises their sum, so the claim holds against "
+    "readers of the models and clip norms that it releases; the server sees every update, and each node must trust it"
+)
+_LOCAL_SAMPLES = (
+    "batches are Poisson samples with exactly the stated rate, and noise is fresh and independent at every step"
+)
+_CENTRAL_SAMPLES = (
+    "the nodes of a round are a Poisson sample with exactly the stated rate, known to the server alone, and noise is "
+    "fresh and independent in every round"
+)
+_ASSUMED = (
     "the node ran the program that it names: a ledger proves what the institution recorded, not what its machine did",
     "the institution's signing key was in its own hands only",
     "declared sizes are public, and are not computed from records again",
@@ -111,6 +121,7 @@ class Claims:
     apps: tuple[App, ...]
     releases: int
     refusals: int
+    trust: str
     assumed: tuple[str, ...]
     excluded: tuple[str, ...]
 
@@ -127,9 +138,16 @@ def claims_of(audit: Audit) -> Claims:
         apps=tuple(history.apps.values()),
         releases=len(history.releases),
         refusals=len(history.refusals),
-        assumed=ASSUMED,
+        trust=CENTRAL_TRUST if (is_central := _is_central(history)) else LOCAL_TRUST,
+        assumed=(_CENTRAL_SAMPLES if is_central else _LOCAL_SAMPLES, *_ASSUMED),
         excluded=(SIMULATED, *EXCLUDED) if opening is None or opening.purpose == "simulation" else EXCLUDED,
     )
+
+
+def _is_central(history: History) -> bool:
+    """Whether the server's noise is what keeps a claim: then the weaker words stand for the whole ledger."""
+    submissions = (run.submission for run in history.runs.values())
+    return any(submission.plan.privacy.is_central for submission in submissions if submission is not None)
 
 
 def verdict(audit: Audit) -> str:
@@ -199,7 +217,7 @@ def as_json(audit: Audit, claims: Claims) -> dict[str, Any]:
             for refusal in audit.history.refusals
         ],
         **permissions_json(audit.history),
-        "trust": TRUST,
+        "trust": claims.trust,
         "assumed": list(claims.assumed),
         "excluded": list(claims.excluded),
     }

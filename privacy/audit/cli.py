@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from ..budget.keys import SigningKey
 from ..errors import PrivetError, UsageError
-from .claims import TRUST, app_lines, as_json, claims_of, operator_lines, refusal_lines, sentences, verdict
+from .claims import app_lines, as_json, claims_of, operator_lines, refusal_lines, sentences, verdict
 from .keyfile import fingerprint, pem_of, read_public_key, read_root
 from .permissions import decision_line, permission_lines
 from .recomputed import LowerEstimate
@@ -121,7 +121,7 @@ def _lines(audit: Audit, *, is_every_decision: bool) -> list[str]:
     lines += [
         *operator_lines(audit),
         *app_lines(claims.apps, _MOST_LINES),
-        f"trust: {TRUST}",
+        f"trust: {claims.trust}",
         f"released: {claims.releases} answers",
         *refusal_lines(audit.history, _MOST_LINES),
         *permission_lines(audit.history, _MOST_LINES),

@@ -201,6 +201,7 @@ class Run:
     answered: set[Key] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=lambda: {"train": 0, "evaluate": 0})
     last_time: str = ""
+    central: tuple[int, float] | None = None  # of a server's noised rounds: the last one, and the clip norm after it
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from ..budget.accounting import ACCOUNTANT, shown
 from ..page.drawing import Caption
 from ..page.pages import rendered
 from .charts import Point, budget_chart
-from .claims import TRUST, AccountClaim, Claims, operator_lines, verdict
+from .claims import AccountClaim, Claims, operator_lines, verdict
 from .history import Account, History
 from .keyfile import fingerprint
 from .permissions import by_rule, by_verdict, not_permitted, run_permissions, trust_lines, why
@@ -75,7 +75,7 @@ def _view(audit: Audit, claims: Claims) -> dict[str, object]:
         **_permissions(history),
         "most_open": MOST_OPEN,
         "most_listed": MOST_LISTED,
-        "trust": TRUST,
+        "trust": claims.trust,
         "fingerprint": fingerprint(audit.public_key) if audit.public_key else None,
         "server_fingerprint": fingerprint(audit.witness.server_key)
         if audit.witness and audit.witness.server_key

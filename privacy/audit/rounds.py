@@ -1,6 +1,7 @@
 """Rounds, checked: what began was charged, began once, and was done as the plan says; what was released never began."""
 
 from .bodies import Answered, Begun, Released
+from .central import check_central
 from .history import Account, History, Key, Release, Run
 from .violations import Findings
 
@@ -86,6 +87,10 @@ class RoundAuditor:
         if run.submission is None:
             return
         plan, claim = run.submission.plan, run.submission.claim
+        if plan.privacy.is_central:
+            for problem in check_central(run, body):
+                self._findings.add(entry, "execution", f"{_told(run, key)}: {problem}")
+            return
         planned: dict[str, object] = {"task": plan.run.task}
         needed: tuple[str, ...] = ()
         if body.stage == "train":
