@@ -18,17 +18,18 @@ from .cohort.model import CohortModel
 from .cohort.trainer import nodes_at_once
 from .cohort.unsupported import UnsupportedError
 from .crew import can_fork
+from .ray_installed import require_ray
 from .world import World
 
-EngineName = Literal["auto", "cohort", "sequential"]
-ENGINES: tuple[EngineName, ...] = ("auto", "cohort", "sequential")
+EngineName = Literal["auto", "cohort", "sequential", "ray"]
+ENGINES: tuple[EngineName, ...] = ("auto", "cohort", "sequential", "ray")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Engine:
     """What trains, and why; `model`: the cohort's, None where nodes are trained one by one."""
 
-    name: Literal["cohort", "sequential"]
+    name: Literal["cohort", "sequential", "ray"]
     why: str
     model: CohortModel | None = None
     at_once: int = 1
@@ -36,8 +37,10 @@ class Engine:
     @classmethod
     def chosen(cls, asked: EngineName, world: World, submission: Submission, device: torch.device) -> "Engine":
         """What was asked for; by itself the faster one that can train the model. Raises UnsupportedError."""
-        if asked == "sequential":
-            return cls("sequential", "as asked")
+        if asked == "ray":
+            require_ray()
+        if asked in ("sequential", "ray"):
+            return cls(asked, "as asked")
         try:
             model = checked_model(world.task, submission.plan, device)
         except UnsupportedError as error:

@@ -24,15 +24,18 @@ from .world import World
 class RunNodes:
     """The nodes of one run, as this process serves them: the data is loaded once, a node is made when first asked."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(
+        self, folder: RunFolder, folders: NodeFolders | None = None, device: torch.device | None = None
+    ) -> None:
+        """`folders`: by default those in the run's folder."""
         # Small models on two threads are several times slower than on one, and Flower runs a process for each core.
         torch.set_num_threads(1)
         plan, submission = folder.read()  # as it was begun: a plan's file may have been changed since
-        self._folders = NodeFolders(folder.root / "ledgers", folder.root / "answers")
+        self._folders = folders or NodeFolders(folder.root / "ledgers", folder.root / "answers")
         self._plan = submission.plan
         self._world = World.of(plan, load_task(plan.run.task))
         # Ray shows a process the GPUs that were asked for it, and no others.
-        self._bench = Bench(self._world.task, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self._bench = Bench(self._world.task, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self._nodes: dict[str, Node] = {}
 
     def node(self, partition: int, partitions: int) -> Node:
@@ -47,6 +50,12 @@ class RunNodes:
         if name not in self._nodes:
             self._nodes[name] = simulated_node(self._world, name, self._plan, self._folders, self._bench.trainer)
         return self._nodes[name]
+
+    def close(self) -> None:
+        """Let go of the ledgers."""
+        for node in self._nodes.values():
+            node.close()
+        self._nodes.clear()
 
 
 def node_of(context: Context) -> Node:

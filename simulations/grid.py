@@ -78,6 +78,9 @@ class LocalGrid(Grid):
         """The replies that have come to these messages, each once."""
         return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
 
+    def close(self) -> None:
+        """Let go of what it holds: nothing, here."""
+
     def _delivered(self, message: Message) -> Message | None:
         self._number(message)
         context = self._contexts.get(message.metadata.dst_node_id)

@@ -1,10 +1,9 @@
 """A simulated federation: a plan's world, its nodes, the Grid between them, and the run itself."""
 
 import hashlib
-import logging
 import platform
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
 from functools import cached_property
@@ -40,6 +39,7 @@ from .crew import Crew
 from .engine import Engine, EngineName, processes_for
 from .faults import Deeds, Faults, LossyGrid
 from .grid import Fault, LocalGrid
+from .local_log import local_log
 from .nodes import REMEMBERED, NodeFolders, simulated_node
 from .onlooker import Onlooker
 from .rehearsal import is_sure_of_opacus
@@ -156,22 +156,22 @@ class Scenario:
         """Carry it out, from its newest checkpoint where there is one. Writes the model."""
         self.muster()
         onlooker = Onlooker(self.trainable, self.world, self._view_of, self.views, watch, self._work, self._crew)
-        by_id = dict(enumerate(self.nodes.values(), start=2))  # 1 is the server
-        faults = self._faults(by_id)
-        local = self._grid(by_id, fault or faults, onlooker.catch_up)
+        names = dict(enumerate(self.world.shares, start=2))  # 1 is the server
+        faults = self._faults(names)
+        local = self._grid(names, fault or faults, onlooker.catch_up)
         held = local if isinstance(local, CohortGrid) else None
         grid: Grid = local
         if faults is not None:
             grid = LossyGrid(local, faults)
         checkpoints = self.folder.checkpoints(self.submission)
-        with _local_log(self.folder):
+        with local_log(self.folder), closing(local):
             federation = Federation(
                 self.submission,
                 grid,
                 checkpoints,
                 onlooker.look,
                 witnesses_in(self.ledgers, self._own),
-                name_of=lambda node_id: by_id[node_id].name,
+                name_of=lambda node_id: names[node_id],
                 held=held,
             )
             try:
@@ -193,10 +193,13 @@ class Scenario:
         """What the run has cost a node."""
         return self.nodes[name].standing(self.submission)
 
-    def _grid(self, by_id: dict[int, Node], fault: Fault | None, meanwhile: Callable[[], None]) -> LocalGrid:
+    def _grid(self, names: Mapping[int, str], fault: Fault | None, meanwhile: Callable[[], None]) -> LocalGrid:
         contexts = {
-            n: Context(1, n, {"partition-id": n - 2, "num-partitions": len(by_id)}, RecordDict(), {}) for n in by_id
+            n: Context(1, n, {"partition-id": n - 2, "num-partitions": len(names)}, RecordDict(), {}) for n in names
         }
+        if self.engine.name == "ray":
+            return self._ray_grid(contexts, fault)
+        by_id = {n: self.nodes[name] for n, name in names.items()}
         app = client_app(lambda context: by_id[context.node_id])
         if self._work is None or self._crew is None:
             return LocalGrid(app, contexts, fault)
@@ -235,9 +238,25 @@ class Scenario:
             return None
         return Crew(self._work, processes_for(self.engine, self.submission.plan, self.world, self._processes))
 
-    def _faults(self, by_id: Mapping[int, Node]) -> Faults | None:
+    def _ray_grid(self, contexts: Mapping[int, Context], fault: Fault | None) -> LocalGrid:
+        """Its workers open the ledgers; this process does so when they are done."""
+        from .ray_actor import Place
+        from .ray_grid import RayGrid  # Ray, which takes seconds to import
+
+        policy = (self.folder.root / POLICY).absolute()
+        place = Place(
+            run_id=self.submission.run_id,
+            root=str(self.folder.root.absolute()),
+            ledgers=str(self.ledgers.absolute()),
+            policy=str(policy) if policy.exists() else None,
+            working=str(Path.cwd()),
+            device=str(self._device),
+            nodes=len(self.world.shares),
+        )
+        return RayGrid(place, contexts, self._processes, fault)
+
+    def _faults(self, names: Mapping[int, str]) -> Faults | None:
         section = self.plan.simulation.faults if self.plan.simulation else None
-        names = {node_id: node.name for node_id, node in by_id.items()}
         return Faults(section, self.plan.run.seed, names, self.deeds) if section and section.is_any else None
 
     def _view_of(self, state: State, scores: dict[str, float]) -> RoundView:
@@ -283,19 +302,3 @@ def check_sizes(plan: Plan, world: World) -> None:
             [f"privacy.delta: {plan.privacy.delta:g} is not below 1 / {largest}, one over the largest declared size"],
             "ask for a smaller delta, well below one over the number of records",
         )
-
-
-@contextmanager
-def _local_log(folder: RunFolder) -> Iterator[None]:
-    """The nodes' local logs, of which nothing leaves a deployment, in one file beside the results."""
-    handler = logging.FileHandler(folder.root / "nodes.log", delay=True, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
-    log = logging.getLogger("privet.node")
-    propagate, log.propagate = log.propagate, False
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.propagate = propagate
-        handler.close()

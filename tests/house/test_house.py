@@ -53,6 +53,8 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "simulations/faults.py",
         "simulations/flower.py",
         "simulations/grid.py",
+        "simulations/ray_actor.py",
+        "simulations/ray_grid.py",
         "simulations/scenario.py",
         "privacy/channel/",
     ),
@@ -72,6 +74,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
     ),
     "dp_accounting": ("privacy/budget/accounting.py",),
     "sqlalchemy": ("server/database.py", "server/members.py", "server/projects.py", "server/run_book.py"),
+    "ray": ("simulations/ray_workers.py",),
     "sqlite3": ("privacy/budget/ledger.py", "privacy/audit/reading.py", "server/database.py"),
 }
 # What flwr keeps internal may move with any release: one file touches it.
