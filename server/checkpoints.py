@@ -6,6 +6,7 @@ the submission that it belongs to; a checkpoint of another submission is refused
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,17 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints of one submission, in a folder of their own."""
+    """The checkpoints of one submission, in a folder of their own.
 
-    def __init__(self, folder: Path, submission_hash: str) -> None:
+    `survives_power_cut`: False where the nodes' ledgers do not either, which is in simulations: those outlive their
+    process, and a power cut may take the newest.
+    """
+
+    def __init__(self, folder: Path, submission_hash: str, survives_power_cut: bool = True) -> None:
         self._folder = folder
         self._submission_hash = submission_hash
+        self._survives_power_cut = survives_power_cut
+        self._written: list[tuple[RoundReport, str]] = []  # of the last state: each report, and what was written of it
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -72,9 +79,11 @@ class Checkpoints:
             with partial.open("wb") as file:
                 file.write(save(arrays, metadata=self._metadata(state)))
                 file.flush()
-                os.fsync(file.fileno())
+                if self._survives_power_cut:
+                    os.fsync(file.fileno())
             partial.replace(path)
-            make_durable(self._folder)  # before an older one is forgotten
+            if self._survives_power_cut:
+                make_durable(self._folder)  # before an older one is forgotten
             for older in self._paths()[:-KEPT]:
                 older.unlink(missing_ok=True)
         except OSError as error:
@@ -118,15 +127,26 @@ class Checkpoints:
             "participations": state.participations,
             "excluded": state.excluded,
             "trained": list(state.trained),
-            "history": [
-                {"round": r.round, "answered": r.answered, "failures": r.failures, "metrics": r.metrics}
-                for r in state.history
-            ],
         }
-        return {"format": FORMAT, "submission": self._submission_hash, "state": json.dumps(told)}
+        text = f'{json.dumps(told)[:-1]}, "history": [{", ".join(self._history(state.history))}]}}'
+        return {"format": FORMAT, "submission": self._submission_hash, "state": text}
+
+    def _history(self, history: tuple[RoundReport, ...]) -> Iterator[str]:
+        """Each report as JSON; one that the last checkpoint held already is not written anew, or a long run would
+        spend its rounds on its past.
+        """
+        for place, report in enumerate(history):
+            if place == len(self._written) or self._written[place][0] is not report:
+                self._written[place:] = [(report, _report_text(report))]
+            yield self._written[place][1]
 
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("round-*.safetensors"))
 
     def _path(self, round_number: int) -> Path:
         return self._folder / f"round-{round_number:06d}.safetensors"
+
+
+def _report_text(report: RoundReport) -> str:
+    told = {"round": report.round, "answered": report.answered, "failures": report.failures, "metrics": report.metrics}
+    return json.dumps(told)

@@ -46,9 +46,9 @@ class RunFolder:
             ) from None
         return read_plan(self.plan), Submission.from_bytes(content)
 
-    def checkpoints(self, submission: Submission) -> Checkpoints:
-        """Where the run stands."""
-        return Checkpoints(self.root / "checkpoints", submission.hash)
+    def checkpoints(self, submission: Submission, survives_power_cut: bool = True) -> Checkpoints:
+        """Where the run stands. `survives_power_cut`: see Checkpoints."""
+        return Checkpoints(self.root / "checkpoints", submission.hash, survives_power_cut)
 
     def write_model(self, submission: Submission, state: State) -> str:
         """The trained parameters, with what is needed to use them: task, plan's hash, seed (for the frozen parts).

@@ -17,7 +17,7 @@ from ..plan import NAME_PATTERN
 from .book import Account, Book, DeclaredDataset
 from .events import RELATION, Events
 from .filters import FilterName, best_alpha, renyi_limit
-from .ledger import GENESIS, SNAPSHOT_EVERY, Ledger
+from .ledger import CHARGES, GENESIS, SNAPSHOT_EVERY, Ledger
 
 UNITS = ("record", "group", "node")  # from the weakest to the strongest
 LARGEST_SIZE = 2**40
@@ -54,7 +54,10 @@ class AccountTerms:
 
 
 class AccountBook:
-    """The book of one ledger. Call `catch_up` before reading it: another process may have written."""
+    """The book of one ledger. Call `catch_up` before reading it: another process may have written.
+
+    `last_charge`: the number of the newest charge that was read, or a later one.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -65,7 +68,7 @@ class AccountBook:
         snapshot = self.ledger.snapshot()
         self.book = Book.load(snapshot[2]) if snapshot else Book()
         self._seen, self._hash = (snapshot[0], snapshot[1]) if snapshot else (0, GENESIS)
-        self._snapped = self._seen
+        self._snapped = self.last_charge = self._seen
         self.catch_up()
 
     def catch_up(self) -> Book:
@@ -78,7 +81,14 @@ class AccountBook:
         for entry in self.ledger.appended(self._seen) if alone else self.ledger.verified(self._seen, self._hash):
             self.book.apply(entry.kind, entry.content, entry.time)
             self._seen, self._hash = entry.sequence, entry.hash
+            if entry.kind in CHARGES:
+                self.last_charge = entry.sequence
         return self.book
+
+    def newest(self) -> tuple[int, str]:
+        """Number and hash of the newest entry of all, this process's or another's."""
+        self.catch_up()
+        return self._seen, self._hash
 
     @contextmanager
     def transaction(self) -> Iterator[Book]:

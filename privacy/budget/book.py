@@ -100,6 +100,11 @@ class RunCharge:
     def __post_init__(self) -> None:
         self._counts = Counter(stage for stage, _, _ in self.begun)
 
+    @property
+    def is_ended(self) -> bool:
+        """Whether it can begin no attempt any more."""
+        return self.is_released or self.is_recovered
+
     def begin(self, key: Key, request_hash: str) -> None:
         """An attempt has begun, with these bytes."""
         if key not in self.begun:

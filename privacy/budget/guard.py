@@ -35,10 +35,10 @@ from .admission import Charge, check_charge, cost_of, weighed
 from .book import DeclaredDataset, KnownSigner, RunCharge
 from .charge import executed_events
 from .decisions import Action, Asker, Body, Case, Cohort, Decide
-from .ledger import Entry
+from .ledger import CHARGES, Entry
 from .refusals import record_refusal, step
 from .signer import Signer
-from .witness import CHARGES, Countersigned, Head
+from .witness import Countersigned, Head
 
 Stage = Literal["train", "evaluate"]
 Entries = Sequence[tuple[str, Body]]  # kind and body of each
@@ -256,13 +256,14 @@ class Guard:
 
     def head(self, owner: str) -> Head:
         """The head of the ledger, stated and signed by the institution."""
-        newest = self._ledger.head()
-        assert newest is not None, "an open ledger has its opening"
-        return Head.of(owner, newest, self._ledger.key)
+        return Head.at(owner, *self._accounts.newest(), self._ledger.key)
 
     def charges_after(self, sequence: int) -> Sequence[Entry]:
-        """The charges that were entered after a sequence number: what a witness does not hold yet."""
-        return list(self._ledger.entries(after=sequence, kinds=CHARGES))
+        """The charges that were entered after a number, up to the head: what a witness does not hold yet."""
+        last = self._accounts.last_charge  # one that another process enters meanwhile is behind the head that is told
+        if sequence >= last:
+            return ()
+        return [entry for entry in self._ledger.entries(after=sequence, kinds=CHARGES) if entry.sequence <= last]
 
     def record(self, submission: Submission, refusal: RefusedError) -> None:
         """Enter that the submission was refused, and why."""
@@ -317,15 +318,12 @@ class Guard:
         return self._decide(attempt.case(case, action, cohort)).entries()
 
     def _stands(self, submission: Submission) -> bool:
-        """Whether it is admitted already: then there is nothing to decide and nothing to enter, and no step to take.
+        """Whether it is known to be admitted: then there is nothing to decide or to enter, and no step to take.
 
-        What may have ended it since shows in the step that begins an attempt.
+        What has ended it since, in another process, shows in the step that begins an attempt.
         """
-        try:
-            self._accounts.catch_up()
-            return self._admitted(submission) is not None
-        except RefusedError:
-            return False  # it is refused, and that is entered, in a step
+        run = self._accounts.book.runs.get(submission.run_id)
+        return run is not None and not run.is_ended and run.submission == submission.hash
 
     def _admitted(self, submission: Submission) -> RunCharge | None:
         run = self._accounts.book.runs.get(submission.run_id)
@@ -333,7 +331,7 @@ class Guard:
             raise RefusedError(
                 Refusal.OTHER_SUBMISSION, f"run {submission.run_id} is a Flower app's", "submit the plan as a new run"
             )
-        if run and (run.submission != submission.hash or run.is_released or run.is_recovered):
+        if run and (run.submission != submission.hash or run.is_ended):
             why = "released before it began" if run.is_released else "admitted with another submission"
             why = "recovered from the witness, so what of it was spent is unknown" if run.is_recovered else why
             raise RefusedError(

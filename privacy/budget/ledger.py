@@ -34,6 +34,7 @@ Body = Mapping[str, "str | Sequence[Mapping[str, str]]"]
 Clock = Callable[[], datetime]
 
 GENESIS = "0" * 64
+CHARGES = ("charge", "recovered-charge")  # the kinds of entries that a witness keeps
 ENTRY, SNAPSHOT = "ledger-entry", "ledger-snapshot"  # purposes of signatures
 # Entries after which a snapshot is due: a reader then verifies at most about so many, at some 130 microseconds each.
 SNAPSHOT_EVERY = 2048

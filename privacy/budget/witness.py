@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ from typing import Any
 from ..errors import LedgerError
 from .canonical import canonical
 from .keys import SigningKey, Verify, is_signed
-from .ledger import Entry
+from .ledger import CHARGES, Entry
 
 # A head is a few hundred characters; a larger text is not one.
 HEAD_BYTES = 4096
 # What one node may make a server keep: some 300 000 answers' heads.
 WITNESS_BYTES = 256 * 2**20
-CHARGES = ("charge", "recovered-charge")  # the kinds of entries that a witness keeps
 HEAD, COUNTERSIGNED = "ledger-head", "ledger-countersigned"  # purposes of signatures
 
 
@@ -41,8 +41,13 @@ class Head:
     @classmethod
     def of(cls, owner: str, entry: Entry, key: SigningKey) -> "Head":
         """The head that the institution states."""
-        unsigned = cls(owner, key.public, entry.sequence, entry.hash, "")
-        return cls(owner, key.public, entry.sequence, entry.hash, key.sign(HEAD, unsigned.message()))
+        return cls.at(owner, entry.sequence, entry.hash, key)
+
+    @classmethod
+    def at(cls, owner: str, sequence: int, digest: str, key: SigningKey) -> "Head":
+        """The same by the newest entry's number and hash."""
+        unsigned = cls(owner, key.public, sequence, digest, "")
+        return cls(owner, key.public, sequence, digest, key.sign(HEAD, unsigned.message()))
 
     def message(self) -> bytes:
         """What is signed: canonical JSON, numbers as strings."""
@@ -237,6 +242,13 @@ def read_head(text: object) -> Head:
 
 def read_countersigned(text: object) -> Countersigned:
     """The countersigned head in a message from outside; raise LedgerError for anything else."""
+    if not isinstance(text, str):
+        raise _malformed()
+    return _countersigned_of(text)
+
+
+@lru_cache(maxsize=256)  # a request is looked at when it begins and when it is answered
+def _countersigned_of(text: str) -> Countersigned:
     told = _told(text)
     texts = told.get("server_key"), told.get("server_signature")
     if not all(isinstance(part, str) for part in texts):

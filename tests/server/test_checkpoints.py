@@ -40,6 +40,24 @@ def test_state_reads_back_as_it_was_written(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("lasts", [True, False])
+def test_history_reads_back_from_every_round_of_a_run(tmp_path: Path, lasts: bool) -> None:
+    """Reports are written once and kept as text; a state of another past is written anew."""
+    checkpoints = Checkpoints(tmp_path, HASH, survives_power_cut=lasts)
+    history: tuple[RoundReport, ...] = ()
+    for number in range(1, 6):
+        history = (*history, RoundReport(number, number, {f"node-{number}": 'a "reason"'}, {"accuracy": 1 / number}))
+        checkpoints.save(replace(state_of(number), history=history))
+        newest = checkpoints.newest()
+        assert newest is not None
+        assert newest.history == history
+    for another in (history[:2], (), (*history[:2], RoundReport(3, 0), history[4]), history):
+        checkpoints.save(replace(state_of(6), history=another))
+        newest = checkpoints.newest()
+        assert newest is not None
+        assert newest.history == another
+
+
 def test_older_checkpoint_says_who_was_asked_and_not_who_trained(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, HASH)
     checkpoints.save(replace(state_of(3), participations={"node-1": 3, "node-2": 1}))
