@@ -137,9 +137,10 @@ def compared(setting: Setting, given: argparse.Namespace, console: Console) -> l
     before = models.test_loss(models.initial(setting.model))
     everybody = measured(setting, given.repeats, given.environments, console)
     title = f"{setting.name}, cohort {setting.cohort}, {setting.rounds} rounds, loss at first {before:.2f}"
-    table = Table(
-        "contender", "ms a round", "spread", "mean", "loss", "times privet's", title=title, title_justify="left"
-    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("contender", no_wrap=True)
+    for column in ("ms a round", "spread", "mean", "loss", "ratio"):
+        table.add_column(column, justify="right")
     found = []
     for line, cells in lines(setting, everybody, before):
         table.add_row(*cells)
