@@ -337,7 +337,8 @@ def test_a_comparison_that_cannot_go_on_is_told_and_not_fatal(
     monkeypatch.chdir(tmp_path)
     Path("plan.toml").write_text(
         '[run]\nname = "open"\ntask = "synthetic"\nrounds = 12\n[model]\nrecords = 90\nfeatures = 4\n'
-        '[aggregation]\nstrategy = "fedmedian"\nmin-nodes = 5\n[training]\nlearning-rate = 0.5\nlocal-steps = 2\nweight-decay = 0.1\n'
+        '[aggregation]\nstrategy = "fedmedian"\nmin-nodes = 5\n[training]\n'
+        "learning-rate = 0.5\nlocal-steps = 2\nweight-decay = 0.1\n"
         '[privacy]\nunit = "none"\nsampling-rate = 0.5\n[simulation]\nnodes = 5\n'
         "[simulation.faults]\nscale = 0.2\nscale-factor = -1000000.0\n"
     )
