@@ -17,22 +17,27 @@ from flwr.serverapp import Grid
 from .. import __version__
 from ..client.app import client_app
 from ..client.bench import Bench
-from ..client.node import Node
+from ..client.node import Node, Workshop
+from ..client.participant import Participant
 from ..client.tasks.registry import load_task
 from ..privacy.budget.charge import executed_epsilon
 from ..privacy.budget.guard import Standing
 from ..privacy.budget.own_signatures import OwnSignatures
 from ..privacy.channel.files import write_whole
-from ..privacy.errors import PlanError
+from ..privacy.errors import PlanError, UsageError
 from ..privacy.plan import Plan
 from ..privacy.plan_file import plan_text
 from ..privacy.policy.rules import Rules
 from ..privacy.submission import Submission
-from ..server.checkpoints import State
+from ..server.central_federation import CentralFederation
+from ..server.central_ledger import CentralLedger
+from ..server.checkpoints import Checkpoints, State
 from ..server.federation import Federation
+from ..server.gathered import Held
 from ..server.run_folder import RunFolder
 from ..server.simulated import simulated_submission
 from ..server.witnesses import witnesses_in
+from .central import central_ledger, central_nodes, central_rounds
 from .cohort_grid import CohortGrid, Party
 from .cohort_work import CohortWork
 from .crew import Crew
@@ -101,6 +106,8 @@ class Scenario:
     ) -> "Scenario":
         """A new run: resolved, checked, and written down so that it can be resumed. `policy`: every node asks it."""
         check_sizes(plan, world)
+        if policy is not None and plan.privacy.is_central:
+            raise UsageError("--policy: with unit 'node' the nodes have no ledgers and ask no policy", "leave it out")
         submission = simulated_submission(plan)
         scenario = cls(plan, submission, folder, world, device, ledgers, engine, processes)
         scenario.engine  # noqa: B018 -- an engine that cannot train the model is said before anything is written
@@ -137,16 +144,21 @@ class Scenario:
         return chosen
 
     @cached_property
-    def nodes(self) -> dict[str, Node]:
-        """The nodes by name, each with its ledger."""
+    def nodes(self) -> Mapping[str, Participant]:
+        """The nodes by name, each with its ledger; without one where the server's noise hides them."""
+        if self.submission.plan.privacy.is_central:
+            return central_nodes(self.world, self.submission, self._workshop)
         policy = self.folder.root / POLICY
         asked = policy if policy.exists() else None
         folders = NodeFolders(self.ledgers, self._answers, asked, self._shelf, self._own)
-        workshop = self._bench.trainer if self.engine.model is None else self._bench.reserve
         return {
-            name: simulated_node(self.world, name, self.submission.plan, folders, workshop)
+            name: simulated_node(self.world, name, self.submission.plan, folders, self._workshop)
             for name in self.world.shares
         }
+
+    @property
+    def _workshop(self) -> Workshop:
+        return self._bench.trainer if self.engine.model is None else self._bench.reserve
 
     def muster(self) -> None:
         """Start the processes that train; best before anything else of this process runs in threads."""
@@ -163,23 +175,34 @@ class Scenario:
         grid: Grid = local
         if faults is not None:
             grid = LossyGrid(local, faults)
-        checkpoints = self.folder.checkpoints(self.submission)
+        checkpoints = self.folder.checkpoints(self.submission, survives_power_cut=False)
         with local_log(self.folder), closing(local):
-            federation = Federation(
-                self.submission,
-                grid,
-                checkpoints,
-                onlooker.look,
-                witnesses_in(self.ledgers, self._own),
-                name_of=lambda node_id: names[node_id],
-                held=held,
-            )
+            federation = self._federation(grid, checkpoints, onlooker.look, names, held)
             try:
                 state = federation.run()
             finally:
                 onlooker.catch_up()
         self.folder.write_model(self.submission, state)
+        if self._shelf is not None:
+            self._shelf.clear()
         return replace(state, excluded=federation.refused | state.excluded)
+
+    def _federation(
+        self,
+        grid: Grid,
+        checkpoints: Checkpoints,
+        look: Callable[[State], None],
+        names: Mapping[int, str],
+        held: Held | None,
+    ) -> Federation:
+        """The server: one that adds noise, with its own ledger, where whole nodes are hidden."""
+        if self._server is not None:
+            rounds = central_rounds(self.submission, self._server)
+            return CentralFederation(
+                self.submission, grid, checkpoints, look, name_of=names.__getitem__, central=rounds
+            )
+        witnesses = witnesses_in(self.ledgers, self._own)
+        return Federation(self.submission, grid, checkpoints, look, witnesses, name_of=names.__getitem__, held=held)
 
     def close(self) -> None:
         """Let go of the ledgers: only then is each one file that can be copied and audited."""
@@ -188,10 +211,22 @@ class Scenario:
         if "nodes" in self.__dict__:
             for node in self.nodes.values():
                 node.close()
+        if self.__dict__.get("_server") is not None:
+            self.__dict__.pop("_server").close()
 
     def standing(self, name: str) -> Standing:
-        """What the run has cost a node."""
-        return self.nodes[name].standing(self.submission)
+        """What the run has cost a node. Where whole nodes are hidden, what it has cost any of them."""
+        if self._server is not None:
+            return self._server.standing()
+        node = self.nodes[name]
+        assert isinstance(node, Node), "a node with a ledger of its own"
+        return node.standing(self.submission)
+
+    @cached_property
+    def _server(self) -> CentralLedger | None:
+        """The server's own ledger, with the run charged, where its noise is what hides the nodes."""
+        is_central = self.submission.plan.privacy.is_central
+        return central_ledger(self.ledgers, self.world, self.submission) if is_central else None
 
     def _grid(self, names: Mapping[int, str], fault: Fault | None, meanwhile: Callable[[], None]) -> LocalGrid:
         contexts = {
@@ -211,7 +246,7 @@ class Scenario:
             self._work,
             self._crew,
             self.engine.at_once,
-            is_summed=not self.plan.keeps_updates,
+            is_summed=not (self.plan.keeps_updates or self.plan.privacy.is_central),
             fault=fault,
             meanwhile=meanwhile,
         )
@@ -275,7 +310,7 @@ class Scenario:
         stride = -(-plan.run.rounds // ROUNDS_ACCOUNTED)
         if claim is None or (state.round % stride and state.round != plan.run.rounds):
             return None
-        attempts = max(state.participations.values(), default=0)
+        attempts = state.round if plan.privacy.is_central else max(state.participations.values(), default=0)
         return executed_epsilon(plan, claim.noise_multiplier, attempts, state.round)
 
 
@@ -296,9 +331,11 @@ def check_sizes(plan: Plan, world: World) -> None:
             [f"aggregation.min-nodes: {plan.aggregation.min_nodes}, but {len(world.shares)} nodes are simulated"],
             "lower aggregation.min-nodes, or raise simulation.nodes",
         )
-    largest = max(len(share.indices) for share in world.shares.values())
+    units, largest = "records", max(len(share.indices) for share in world.shares.values())
+    if plan.privacy.is_central:
+        units, largest = "nodes", len(world.shares)
     if plan.privacy.delta is not None and plan.privacy.delta >= 1 / largest:
         raise PlanError(
             [f"privacy.delta: {plan.privacy.delta:g} is not below 1 / {largest}, one over the largest declared size"],
-            "ask for a smaller delta, well below one over the number of records",
+            f"ask for a smaller delta, well below one over the number of {units}",
         )

@@ -40,6 +40,7 @@ class Shelf:
         self._size = sum(array.size for array in model.values())
         count = nodes * ROWS_OF_NODE
         length = _HEADER_BYTES + count * self._size * _FLOAT_BYTES
+        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("r+b" if path.exists() and path.stat().st_size == length else "w+b") as file:
             file.truncate(length)  # sparse: what is never written takes no room
@@ -86,6 +87,11 @@ class Shelf:
         with self._sums.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         return _hash_of_line(line)
+
+    def clear(self) -> None:
+        """Take the files away: when a run is done no reply can be lost any more."""
+        self._path.unlink(missing_ok=True)
+        self._sums.unlink(missing_ok=True)
 
     def _found_sums(self, digest: str) -> Answer | None:
         lines = self._sums.read_text(encoding="utf-8").splitlines() if self._sums.exists() else []
