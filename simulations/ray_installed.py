@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 
 from ..privacy.errors import UsageError
@@ -9,12 +10,12 @@ from ..privacy.errors import UsageError
 ADDRESS = "RAY_ADDRESS"  # Ray's own variable: the cluster that is used
 
 
-def require_ray() -> None:
+def require_ray(executable: str = sys.executable, find: Callable[[str], object] = find_spec) -> None:
     """Raise UsageError where it cannot."""
-    if find_spec("ray") is None:
+    if find("ray") is None:
         raise UsageError("--engine ray: Ray is not installed", "pip install 'privet[ray]', or --engine auto")
-    if " " in sys.executable and ADDRESS not in os.environ:
+    if " " in executable and ADDRESS not in os.environ:
         raise UsageError(
-            f"--engine ray: Ray starts no worker from a path with a space: {sys.executable}",
+            f"--engine ray: Ray starts no worker from a path with a space: {executable}",
             "install privet into an environment whose path has none, or --engine auto",
         )
