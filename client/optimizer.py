@@ -26,6 +26,11 @@ class Optimizer(Protocol):
         ...
 
 
+def is_plain(training: TrainingSection) -> bool:
+    """Whether a step is the gradient times minus the learning rate, and nothing else."""
+    return training.optimizer == "sgd" and not training.momentum and not training.weight_decay
+
+
 def optimizer_of(training: TrainingSection, parameters: Sequence[Tensor]) -> Optimizer:
     """A new one, without a memory. All work value by value, so that stacked parameters are trained as separate ones."""
     return _Adam(training, parameters) if training.optimizer == "adam" else _Sgd(training, parameters)

@@ -45,6 +45,10 @@ class Randomness(Protocol):
         """`count` independent standard normal numbers, float32."""
         ...
 
+    def gaussian_into(self, out: Tensor, stddev: float) -> None:
+        """Fill `out` [count] float32 with what `gaussian` would give, times `stddev`."""
+        ...
+
     def module_seed(self) -> int:
         """A seed for what a model draws itself (dropout); it protects nothing."""
         ...
@@ -74,6 +78,10 @@ class SystemRandomness:
         angle = uniforms[pairs:] * (2.0 * np.pi * 2.0**-_MANTISSA_BITS)
         normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
         return torch.from_numpy(normal.astype(np.float32))
+
+    def gaussian_into(self, out: Tensor, stddev: float) -> None:
+        """See Randomness."""
+        out.copy_(self.gaussian(len(out)) * stddev)
 
     def module_seed(self) -> int:
         """See Randomness."""
@@ -105,6 +113,13 @@ class SeededRandomness:
     def gaussian(self, count: int) -> Tensor:
         """See Randomness."""
         return torch.randn(count, generator=self._generator)
+
+    def gaussian_into(self, out: Tensor, stddev: float) -> None:
+        """See Randomness. In place where torch draws the same there: in memory that is of a piece, and not a GPU's."""
+        if out.device.type == "cpu" and out.is_contiguous():
+            out.normal_(0.0, stddev, generator=self._generator)
+        else:
+            out.copy_(self.gaussian(len(out)) * stddev)
 
     def module_seed(self) -> int:
         """See Randomness."""

@@ -7,6 +7,7 @@ the very roundings of the server's running average, and so the sum is the same t
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -172,7 +173,7 @@ class _RecordsOf:
         if node not in self._held:
             self._held[node] = self._loaded(self._world.shares[node])
         records, indices = self._held[node]
-        return Member(records, size, drawn(Draw(seed, tuple(labels))), indices)
+        return Member(records, size, partial(drawn, Draw(seed, tuple(labels))), indices)
 
     def _loaded(self, share: Partition) -> tuple[Records, torch.Tensor | None]:
         """The world's own records with the share's places in them; or what the task makes of the share."""

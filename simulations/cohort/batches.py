@@ -1,11 +1,11 @@
 """Batches: the records of a step, of N nodes at once, from records that lie in memory only once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ...client.randomness import Randomness
 from ...client.tasks.protocol import Records
@@ -13,11 +13,14 @@ from ...client.tasks.protocol import Records
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
-    """A node that takes part: its records, or those at `indices` [M] int64 of records that many share."""
+    """A node that takes part: its records, or those at `indices` [M] int64 of records that many share.
+
+    `randomness` gives what it draws from, from the start at each call: the same numbers where they are seeded.
+    """
 
     records: Records
     declared_size: int
-    randomness: Randomness
+    randomness: Callable[[], Randomness]
     indices: Tensor | None = None
 
     def __len__(self) -> int:
@@ -34,27 +37,23 @@ class Batch:
 
     def split(self, count: int) -> list["Batch"]:
         """In parts of at most `count` of each node."""
+        if len(self.real) <= count:
+            return [self]
         parts = (torch.split(tensor, count) for tensor in (self.inputs, self.targets, self.real))
         return [Batch(*part) for part in zip(*parts, strict=True)]
 
-    def of(self, node: int) -> "Batch":
-        """One node's own records, without what fills: N is 1."""
-        real = self.real[:, node]
-        inputs, targets = (t[:, node : node + 1][real] for t in (self.inputs, self.targets))
-        return Batch(inputs, targets, self.real[:, node : node + 1][real])
-
     def where(self, kept: Tensor) -> "Batch":
-        """Of a batch of one node the records of a mask [B, 1]."""
-        places = kept.squeeze(1)
-        return Batch(self.inputs[places], self.targets[places], self.real[places])
+        """The records of a mask [B], of every node."""
+        return Batch(self.inputs[kept], self.targets[kept], self.real[kept])
 
 
 class Pool:
     """The records of some members on a device. Where they are parts of the same records, nothing is copied."""
 
     def __init__(self, members: Sequence[Member], device: torch.device) -> None:
-        self._members = members
         self._device = device
+        self.sizes = [len(member) for member in members]
+        self._indices = [None if member.indices is None else member.indices.numpy() for member in members]
         first = members[0].records
         if all(member.records is first for member in members):
             self._inputs, self._targets = first.inputs.to(device), first.targets.to(device)
@@ -65,23 +64,34 @@ class Pool:
         sizes = torch.tensor([0, *(len(member.records) for member in members[:-1])])
         self._offsets = sizes.cumsum(dim=0).tolist()
 
-    def draw(self, rate: float) -> Batch | None:
-        """A Poisson batch of every member, each by its own randomness; None when all are empty."""
-        drawn = [self._placed(node, m.randomness.poisson_sample(len(m), rate)) for node, m in enumerate(self._members)]
-        places = pad_sequence(drawn, padding_value=-1)  # [B, N]
-        if places.numel() == 0:
+    def batch(self, samples: Sequence[Tensor]) -> Batch | None:
+        """The records that each member has drawn, by its own numbers of them; None when nobody has drawn any."""
+        counts = [len(sample) for sample in samples]
+        longest = max(counts)
+        if longest == 0:
             return None
-        real = places >= 0
-        filled = torch.where(real, places, places.max()).to(self._device)
-        inputs, targets = (t[filled.flatten()].view(*filled.shape, *t.shape[1:]) for t in (self._inputs, self._targets))
-        return Batch(inputs, targets, real.to(self._device))
+        placed = [self._placed(node, sample.numpy()) for node, sample in enumerate(samples)]
+        places = np.full((longest, len(samples)), placed[counts.index(longest)][0], dtype=np.int64)
+        for node, own in enumerate(placed):
+            places[: len(own), node] = own
+        real = np.arange(longest)[:, None] < np.array(counts)
+        inputs, targets = self._at(torch.from_numpy(places))
+        return Batch(inputs, targets, torch.from_numpy(real).to(self._device))
 
     def all_of(self, node: int) -> Records:
         """Every record of a member, in its own order."""
-        places = self._placed(node, torch.arange(len(self._members[node]))).to(self._device)
-        return Records(self._inputs[places], self._targets[places])
+        return Records(*self._at(torch.from_numpy(self._placed(node, np.arange(self.sizes[node])))))
 
-    def _placed(self, node: int, sample: Tensor) -> Tensor:
+    def _at(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets at places in the pool, of any shape."""
+        flat = places.flatten().to(self._device)
+        inputs, targets = (
+            tensor.index_select(0, flat).view(*places.shape, *tensor.shape[1:])
+            for tensor in (self._inputs, self._targets)
+        )
+        return inputs, targets
+
+    def _placed(self, node: int, sample: "np.typing.NDArray[np.int64]") -> "np.typing.NDArray[np.int64]":
         """A member's own numbers of records as places in the pool."""
-        indices = self._members[node].indices
-        return self._offsets[node] + (sample if indices is None else indices[sample])
+        indices = self._indices[node]
+        return sample + self._offsets[node] if indices is None else indices[sample] + self._offsets[node]

@@ -11,22 +11,12 @@ from torch import Tensor, nn
 
 from .convolution import StackedConvolution, folded, widened
 from .layers import StackedGroupNorm
+from .stacked import StackedLayer
 
-_CHANNELWISE = (
-    nn.ReLU,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.GELU,
-    nn.SiLU,
-    nn.ELU,
-    nn.LeakyReLU,
-    nn.Softplus,
-    nn.Identity,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-)
-_PLANE = 4  # dimensions of [B, C, H, W]
+# Modules of one value each, and such as also mix the places of one channel.
+ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Identity)
+CHANNELWISE = (*ELEMENTWISE, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+PLANE = 4  # dimensions of [B, C, H, W]
 
 
 class Chain(nn.Module):
@@ -37,6 +27,13 @@ class Chain(nn.Module):
         self.stages = nn.ModuleList(_rearranged(modules))
         self._nodes = 0
 
+    @property
+    def first_trained(self) -> int | None:
+        """The place of the first trained stage; None where a stage that is no layer holds trained layers."""
+        trained = [any(isinstance(part, StackedLayer) for part in stage.modules()) for stage in self.stages]
+        alone = [isinstance(stage, StackedLayer) for stage in self.stages]
+        return alone.index(True) if trained == alone else None
+
     def bind(self, nodes: int) -> None:
         """How many nodes are in a batch."""
         self._nodes = nodes
@@ -45,13 +42,13 @@ class Chain(nn.Module):
         """See the class."""
         values, is_wide = inputs, False
         for stage in self.stages:
-            starts = isinstance(stage, StackedConvolution) and values.dim() == _PLANE
+            starts = isinstance(stage, StackedConvolution) and values.dim() == PLANE
             if starts and not is_wide:
                 values, is_wide = widened(values, self._nodes), True
             if is_wide and isinstance(stage, StackedConvolution | StackedGroupNorm):
                 values = stage.wide(values)
                 continue
-            if is_wide and type(stage) not in _CHANNELWISE:
+            if is_wide and type(stage) not in CHANNELWISE:
                 values, is_wide = folded(values, self._nodes), False
             values = stage(values)
         return folded(values, self._nodes) if is_wide else values

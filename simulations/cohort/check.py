@@ -73,9 +73,12 @@ def _compared(model: CohortModel) -> tuple[Tensor, Tensor]:
     )
     before = torch.get_rng_state()
     sums = CohortSums(model, clip_norm)
-    found = torch.empty(_NODES + 1, model.size, device=model.device)
-    sums(values, batch, found[:_NODES])
-    sums(values[:1], batch.of(0), found[_NODES:])
+    found = torch.zeros(_NODES + 1, model.size, device=model.device)
+    model.bind(values, found[:_NODES])
+    sums.add(batch)
+    model.bind(values[:1], found[_NODES:])
+    sums.add(Batch(batch.inputs[:, :1], batch.targets[:, :1], batch.real[:, :1]))
+    found /= sums.scale
     if not torch.equal(before, torch.get_rng_state()):
         raise UnsupportedError("a module that draws random numbers")
     expected = (shares.unsqueeze(2) * gradients).sum(dim=1)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .layers import position_sums, weighted_channels
-from .stacked import StackedLayer
+from .stacked import RecordwiseLayer
 
 # Values under a kernel up to which copying the windows is cheaper than a convolution with a group for each record
 # (measured: 9 values half the time, 144 values a fifth more).
 _FEW = 32
 
 
-class StackedConvolution(StackedLayer):
+class StackedConvolution(RecordwiseLayer):
     """[B * N, C, *] -> [B * N, O, *], of one dimension or two; or wide."""
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d) -> None:
@@ -50,7 +50,18 @@ class StackedConvolution(StackedLayer):
             self._dilation,
             self._nodes * self._groups,
         )
-        return self._remember(inputs, output)
+        # Of one channel torch cannot tell the order, and pools are slow in the other one.
+        return self._remember(inputs, output.contiguous(memory_format=torch.channels_last))
+
+    @property
+    def knows_derivative(self) -> bool:
+        """Whether `derivative` can be asked: not where something is padded before it is convolved."""
+        return self._padded_before is None
+
+    def derivative(self, backprops: Tensor) -> Tensor:
+        """By what went in, from that by what came out: [B, N * O, H', W'] -> [B, N * C, H, W]."""
+        found, _ = self._backward(backprops, self._seen(), self._kernel(), self._nodes * self._groups, by_input=True)
+        return found
 
     def _kernel(self) -> Tensor:
         """[N * O, C / groups, kh, kw]."""
@@ -103,22 +114,29 @@ class StackedConvolution(StackedLayer):
     def _kernel_gradient(self, inputs: Tensor, backprops: Tensor, units: int) -> Tensor:
         """Of as many separate kernels as there are units, which share out the channels. Their values do not matter."""
         kernel = self._kernel()
-        shape = (units * kernel.shape[0] // self._nodes, *kernel.shape[1:])
-        _, gradient, _ = torch.ops.aten.convolution_backward(
+        if units != self._nodes:
+            kernel = kernel.new_empty(1).expand(units * kernel.shape[0] // self._nodes, *kernel.shape[1:])
+        _, gradient = self._backward(backprops, inputs, kernel, units * self._groups, by_input=False)
+        return gradient.contiguous()
+
+    def _backward(
+        self, backprops: Tensor, inputs: Tensor, kernel: Tensor, groups: int, by_input: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The derivative by what went in, or else by the kernel; the other is no tensor."""
+        by_inputs, by_kernel, _ = torch.ops.aten.convolution_backward(
             backprops,
             inputs,
-            kernel if units == self._nodes else kernel.new_empty(1).expand(shape),
+            kernel,
             None,
             self._stride,
             self._padding,
             self._dilation,
             False,
             [0, 0],
-            units * self._groups,
-            [False, True, False],
+            groups,
+            [by_input, not by_input, False],
         )
-        contiguous: Tensor = gradient.contiguous()
-        return contiguous
+        return by_inputs, by_kernel
 
     def _weighted(self, backprops: Tensor, weights: Tensor) -> Tensor:
         return weighted_channels(backprops, weights)

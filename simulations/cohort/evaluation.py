@@ -58,7 +58,7 @@ def _noised(model: CohortModel, sums: list[float], member: Member) -> Evaluated:
     names = evaluation.metrics if evaluation else ()
     noise, done = [0.0] * len(names), {"steps": "1", "sampling_rate": "1.0"}
     if evaluation is not None and evaluation.noise_multiplier is not None:
-        drawn = member.randomness.gaussian(len(names)) * evaluation.noise_multiplier * len(names) ** 0.5
+        drawn = member.randomness().gaussian(len(names)) * evaluation.noise_multiplier * len(names) ** 0.5
         noise = drawn.tolist()
         done["noise_multiplier"] = repr(evaluation.noise_multiplier)
     return Evaluated({name: total + added for name, total, added in zip(names, sums, noise, strict=True)}, done)

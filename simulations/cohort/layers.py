@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...client.clipping import sum_rounding
-from .stacked import StackedLayer, lengths, squared_lengths
+from .stacked import RecordwiseLayer, StackedLayer, lengths, squared_lengths
 from .unsupported import UnsupportedError, described
 
 
-class StackedLinear(StackedLayer):
+class StackedLinear(RecordwiseLayer):
     """[B * N, *, in] -> [B * N, *, out]. Where a record passes once, its norm is a product of two (Goodfellow 2015).
 
     `adds_rounding`: over a sequence add to a norm what rounding can (client/gradients.py does so in mode ghost).
@@ -23,15 +23,27 @@ class StackedLinear(StackedLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """See the class."""
-        weight, bias, nodes = self._value("weight"), self._value("bias"), self._nodes
-        assert weight is not None
+        nodes = self._nodes
         apart = inputs.reshape(len(inputs) // nodes, nodes, -1, inputs.shape[-1])  # [B, N, T, in]
-        by_node = _by_node(apart)
-        turned = weight.transpose(1, 2)
-        product = torch.bmm(by_node, turned) if bias is None else torch.baddbmm(bias.unsqueeze(1), by_node, turned)
-        output = self._remember(apart, product)  # [N, B * T, out]
+        output = self._remember(apart, self._product(_by_node(apart)))  # [N, B * T, out]
         folded = output.view(nodes, apart.shape[0], apart.shape[2], -1).transpose(0, 1)
         return folded.reshape(*inputs.shape[:-1], output.shape[-1])
+
+    def by_node(self, inputs: Tensor) -> Tensor:
+        """[N, B, in] -> [N, B, out]."""
+        return self._remember(inputs.transpose(0, 1).unsqueeze(2), self._product(inputs))
+
+    def derivative(self, backprops: Tensor) -> Tensor:
+        """By what went in, from that by what came out: [N, B, out] -> [N, B, in]."""
+        weight = self._value("weight")
+        assert weight is not None
+        return torch.bmm(backprops, weight)
+
+    def _product(self, by_node: Tensor) -> Tensor:
+        weight, bias = self._value("weight"), self._value("bias")
+        assert weight is not None
+        turned = weight.transpose(1, 2)
+        return torch.bmm(by_node, turned) if bias is None else torch.baddbmm(bias.unsqueeze(1), by_node, turned)
 
     def squared_norms(self, backprops: Tensor) -> Tensor:
         """See StackedLayer."""
@@ -107,7 +119,7 @@ class StackedEmbedding(StackedLayer):
         return torch.arange(self._nodes, device=ids.device).view(1, -1, 1)
 
 
-class StackedLayerNorm(StackedLayer):
+class StackedLayerNorm(RecordwiseLayer):
     """[B * N, *, *shape] -> the same shape: normalised, then scaled and shifted by each node's own parameters."""
 
     def __init__(self, layer: nn.LayerNorm) -> None:
@@ -128,7 +140,7 @@ class StackedLayerNorm(StackedLayer):
         return {name: found[name] for name in self._values}
 
 
-class StackedGroupNorm(StackedLayer):
+class StackedGroupNorm(RecordwiseLayer):
     """[B * N, C, *] -> the same shape; or wide, [B, N * C, H, W] (see wide.py)."""
 
     def __init__(self, layer: nn.GroupNorm) -> None:

@@ -54,6 +54,8 @@ class CohortModel:
     Not believed before `check.check` has tried it: `checked_model` does both.
 
     `plain` is the task's own model with its frozen parts from the plan's public seed, as TrainableModel has it.
+    `stacked` computes outputs [B * N, ...] of records [B * N, ...]. `first_trained`: the place of its first trained
+    stage where it is a chain that can be passed by hand (tape.py), None elsewhere.
     """
 
     def __init__(self, task: Task, plan: Plan, device: torch.device) -> None:
@@ -69,9 +71,11 @@ class CohortModel:
             raise TaskError(f"task {task.name!r} has a model without trainable parameters", "make some trainable")
         self.size = self.slots[-1].end
         _refuse(self.plain)
-        self._stacked = _stacked(copy.deepcopy(self.plain), "", mode_of(self.plain) == "ghost").train()
-        self.layers = [module for module in self._stacked.modules() if isinstance(module, StackedLayer)]
-        self._chains = [module for module in self._stacked.modules() if isinstance(module, Chain)]
+        stacked = _stacked(copy.deepcopy(self.plain), "", mode_of(self.plain) == "ghost")
+        self.stacked = (Chain([stacked]) if isinstance(stacked, StackedLayer) else stacked).train()
+        self.first_trained = self.stacked.first_trained if isinstance(self.stacked, Chain) else None
+        self.layers = [module for module in self.stacked.modules() if isinstance(module, StackedLayer)]
+        self._chains = [module for module in self.stacked.modules() if isinstance(module, Chain)]
         slots = {slot.name: slot for slot in self.slots}
         self._slots_of = [{n: slots[f"{at.path}.{n}".lstrip(".")] for n in at.trained} for at in self.layers]
         self.initial: Parameters = self.split(_values_of(self.plain))
@@ -84,15 +88,10 @@ class CohortModel:
         for chain in self._chains:
             chain.bind(len(values))
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Outputs [B * N, ...] of records [B * N, ...], in training mode."""
-        outputs: Tensor = self._stacked(inputs)
-        return outputs
-
     def buffers(self) -> Iterator[Tensor]:
         """Of the task's own model and of the stacked one."""
         yield from self.plain.buffers()
-        yield from self._stacked.buffers()
+        yield from self.stacked.buffers()
 
     def forget(self) -> None:
         """Leave nothing of a batch behind."""

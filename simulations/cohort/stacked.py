@@ -8,6 +8,7 @@ then gives each record's gradient by the layer's parameters, or its norm alone: 
 the norm of a product of vectors: Goodfellow 2015; Li et al. 2022).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 HELD = 2**22
 
 
-class StackedLayer(nn.Module):
+class StackedLayer(nn.Module, ABC):
     """A layer of N nodes. Its parameters are views into the cohort's storage; frozen ones are shared by all nodes."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -31,7 +32,6 @@ class StackedLayer(nn.Module):
         self._sums: Mapping[str, Tensor] = {}
         self._nodes = 0
         self._inputs: Tensor | None = None
-        self._kept: dict[str, Tensor] | None = None
         self.output: Tensor | None = None
         self._version = 0
 
@@ -41,15 +41,68 @@ class StackedLayer(nn.Module):
 
     def forget(self) -> None:
         """Leave nothing of a batch behind."""
-        self._inputs = self._kept = self.output = None
+        self._inputs = self.output = None
 
     @property
     def is_overwritten(self) -> bool:
         """Whether something changed in place what this layer gave: no derivative by that can be had."""
         return self.output is not None and self.output._version != self._version
 
+    @abstractmethod
     def squared_norms(self, backprops: Tensor) -> Tensor:
         """Of each record's gradient by this layer's parameters, [B, N] float64."""
+
+    def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
+        """Add the sum of the records' gradients, each times its weight [B, N], to what was bound."""
+        inputs, backprops = self._apart(self._seen(), backprops)
+        self._add_products(inputs, backprops if weights is None else self._weighted(backprops, weights))
+
+    def _apart(self, inputs: Tensor, backprops: Tensor) -> tuple[Tensor, Tensor]:
+        """Both with B in the first dimension."""
+        return inputs, backprops
+
+    @abstractmethod
+    def _add_products(self, inputs: Tensor, backprops: Tensor) -> None:
+        """Add the sum over records, computed as one product where that is cheaper."""
+
+    def _weighted(self, backprops: Tensor, weights: Tensor) -> Tensor:
+        """Each record's times its weight."""
+        return backprops * weights.view(*weights.shape, *[1] * (backprops.dim() - 2))
+
+    def _value(self, name: str) -> Tensor | None:
+        """A parameter of all nodes, [N, *shape]; None where the layer has none of that name."""
+        if name in self._values:
+            return self._values[name]
+        return self._frozen[name].expand(self._nodes, *self._frozen[name].shape) if name in self._frozen else None
+
+    def _remember(self, inputs: Tensor, output: Tensor) -> Tensor:
+        """Keep what the gradients need. A graph of torch's begins at the first layer that is trained."""
+        self._inputs = inputs.detach()
+        if torch.is_grad_enabled():
+            self.output = output if output.requires_grad else output.requires_grad_()
+            self._version = output._version
+        return output
+
+    def _seen(self) -> Tensor:
+        if self._inputs is None:
+            raise ValueError("a gradient is asked for before a forward pass")
+        return self._inputs
+
+
+class RecordwiseLayer(StackedLayer):
+    """A layer whose records' gradients are computed one beside the other for their norms, and kept where they fit."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self._kept: dict[str, Tensor] | None = None
+
+    def forget(self) -> None:
+        """See StackedLayer."""
+        super().forget()
+        self._kept = None
+
+    def squared_norms(self, backprops: Tensor) -> Tensor:
+        """See StackedLayer."""
         inputs, backprops = self._apart(self._seen(), backprops)
         at_once = max(1, HELD // (self._nodes * self._values_of_record()))
         if at_once >= len(inputs):
@@ -59,58 +112,27 @@ class StackedLayer(nn.Module):
         return torch.cat([self._squared(self._gradients(*part)) for part in parts])
 
     def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
-        """Add the sum of the records' gradients, each times its weight [B, N], to what was bound."""
-        if self._kept is not None and weights is not None:
-            by_node = torch.diag_embed(weights).flatten(0, 1).t()  # [N, B * N]: one product, which copies nothing
-            for name, gradients in self._kept.items():  # [B, N, P]
-                self._sums[name].add_((by_node @ gradients.flatten(0, 1)).view(self._sums[name].shape))
-            return
-        inputs, backprops = self._apart(self._seen(), backprops)
-        if weights is not None:
-            backprops = self._weighted(backprops, weights)
-        self._add_products(inputs, backprops)
+        """See StackedLayer."""
+        if self._kept is None or weights is None:
+            return super().add_sums(backprops, weights)
+        by_node = torch.diag_embed(weights).flatten(0, 1).t()  # [N, B * N]: one product, which copies nothing
+        for name, gradients in self._kept.items():  # [B, N, P]
+            self._sums[name].add_((by_node @ gradients.flatten(0, 1)).view(self._sums[name].shape))
+        return None
 
-    def _apart(self, inputs: Tensor, backprops: Tensor) -> tuple[Tensor, Tensor]:
-        """Both with B in the first dimension."""
-        return inputs, backprops
-
+    @abstractmethod
     def _gradients(self, inputs: Tensor, backprops: Tensor) -> dict[str, Tensor]:
         """Each record's gradient by each trained parameter, [B, N, P]."""
-        raise NotImplementedError
 
     def _add_products(self, inputs: Tensor, backprops: Tensor) -> None:
-        """Add the sum over records, computed as one product where that is cheaper."""
         for name, gradients in self._gradients(inputs, backprops).items():
             self._sums[name].add_(gradients.sum(dim=0).view(self._sums[name].shape))
-
-    def _weighted(self, backprops: Tensor, weights: Tensor) -> Tensor:
-        """Each record's times its weight."""
-        return backprops * weights.view(*weights.shape, *[1] * (backprops.dim() - 2))
 
     def _squared(self, gradients: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([squared_lengths(part) for part in gradients.values()]).sum(dim=0)
 
     def _values_of_record(self) -> int:
         return sum(values[0].numel() for values in self._values.values())
-
-    def _value(self, name: str) -> Tensor | None:
-        """A parameter of all nodes, [N, *shape]; None where the layer has none of that name."""
-        if name in self._values:
-            return self._values[name]
-        return self._frozen[name].expand(self._nodes, *self._frozen[name].shape) if name in self._frozen else None
-
-    def _remember(self, inputs: Tensor, output: Tensor) -> Tensor:
-        """Keep what the gradients need. The chain of derivatives begins at the first layer that is trained."""
-        if torch.is_grad_enabled():
-            self._inputs = inputs.detach()
-            self.output = output if output.requires_grad else output.requires_grad_()
-            self._version = output._version
-        return output
-
-    def _seen(self) -> Tensor:
-        if self._inputs is None:
-            raise ValueError("a gradient is asked for before a forward pass")
-        return self._inputs
 
 
 def squared_lengths(vectors: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 Which nodes share a batch follows from the cohort, the model and the device alone, and is fixed before training, so
 that one seed gives one model on any number of processes: the caller hands whole groups to processes.
+
+A group is trained hastily: whether all that it met was finite is looked at when it is done. If not, it is trained once
+more from the start, with the same draws, node by node, and without the records that are not finite.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...client.optimizer import optimizer_of
 from ...privacy.parameters import Array, Parameters
 from ...privacy.submission import Submission
-from .batches import Member, Pool
+from .batches import Member
 from .model import CohortModel
+from .steps import Steps
 from .sums import CohortSums
 
 # Parameters that fit the caches next to the activations, and nodes beyond which nothing is gained (measured: 5 nodes of
@@ -70,68 +73,40 @@ class CohortTrainer:
         if (submission.records_claim is None) != (submission.plan.privacy.record_clip_norm is None):
             raise ValueError("a claim and a clip norm come together: one alone would train without noise")
         self._model = model
+        self._submission = submission
         self._plan = submission.plan
         self._claim = submission.records_claim
         self.at_once = at_once or nodes_at_once(model.size, model.device)
         self._sums = CohortSums(model, submission.plan.privacy.record_clip_norm)
 
-    def train(self, parameters: Parameters, members: Sequence[Member]) -> CohortUpdate:
-        """`local-steps` steps of every member from `parameters`, group by group."""
-        values = torch.empty(len(members), self._model.size, device=self._model.device)
-        taken_out, done = [0] * len(members), {}
-        for group in groups_of([len(member) for member in members], self.at_once):
-            update = self.train_together(parameters, [members[place] for place in group])
-            values[group] = update.values
-            done = dict(update.done)
-            for place, count in zip(group, update.taken_out, strict=True):
-                taken_out[place] = count
-        return CohortUpdate(self._model, values, tuple(taken_out), done)
+    def train_together(
+        self, parameters: Parameters, members: Sequence[Member], out: Tensor | None = None
+    ) -> CohortUpdate:
+        """`local-steps` steps of every member from `parameters`, all in one batch: one group of `groups_of`.
 
-    def train_together(self, parameters: Parameters, members: Sequence[Member]) -> CohortUpdate:
-        """The same, all members in one batch: one group of `groups_of`."""
+        `out` [N, d] float32, on the model's device: where the trained parameters are put.
+        """
         start = self._model.joined(parameters)
-        values = start.repeat(len(members), 1)
-        values.grad = torch.empty_like(values)
-        optimizer = optimizer_of(self._plan.training, [values])
-        for member in members:
-            member.randomness.module_seed()  # drawn and not used, as by a model without dropout
-        pool = Pool(members, self._model.device)
-        denominators = torch.tensor([self._plan.privacy.sampling_rate * m.declared_size for m in members])
-        taken_out = [0] * len(members)
-        multipliers = []
-        for _ in range(self._plan.training.local_steps):
-            out = self._sums(values, pool.draw(self._plan.privacy.sampling_rate), values.grad)
-            multipliers.append(self._noised(values.grad, members))
-            self._average(values.grad, denominators, values, start)
-            optimizer.step()
-            taken_out = [before + now for before, now in zip(taken_out, out, strict=True)]
-        return CohortUpdate(self._model, self._rounded(values), tuple(taken_out), self._done(multipliers))
+        values = torch.empty(len(members), self._model.size, device=self._model.device) if out is None else out
+        together = self._steps(members, start, values)
+        parts = [together]
+        if not together.are_repeatable or not together.hastily():
+            parts = [self._steps([m], start, values[n : n + 1]) for n, m in enumerate(members)]
+            for part in parts:
+                part.carefully()
+        if self._plan.aggregation.update_precision == "bfloat16":  # what leaves: the nearest of its values
+            values.copy_(values.bfloat16())
+        taken_out = (part.taken_out for part in parts) if len(parts) == len(members) else [0] * len(members)
+        return CohortUpdate(self._model, values, tuple(taken_out), self._done(parts))
 
-    def _noised(self, sums: Tensor, members: Sequence[Member]) -> float:
-        """Add to each node's sum its noise; gives the smallest multiplier of what was added, 0 where nothing was."""
-        clip_norm = self._plan.privacy.record_clip_norm
-        if self._claim is None or clip_norm is None:
-            return 0.0
-        multiplier = self._claim.noise_multiplier
-        return min(self._add_noise(*pair, multiplier, clip_norm) for pair in zip(sums, members, strict=True))
+    def _steps(self, members: Sequence[Member], start: Tensor, values: Tensor) -> Steps:
+        return Steps(self._model, self._sums, self._submission, members, start, values)
 
-    def _add_noise(self, total: Tensor, member: Member, multiplier: float, clip_norm: float) -> float:
-        """A node's own Gaussian vector, in the order of its parameters; gives its multiplier, for the record."""
-        total.add_(member.randomness.gaussian(self._model.size).to(total.device), alpha=multiplier * clip_norm)
-        return multiplier
-
-    def _average(self, sums: Tensor, denominators: Tensor, values: Tensor, start: Tensor) -> None:
-        sums.div_(denominators.to(sums).unsqueeze(1))
-        if self._plan.aggregation.proximal_mu:
-            sums.add_(values - start, alpha=self._plan.aggregation.proximal_mu)
-
-    def _rounded(self, values: Tensor) -> Tensor:
-        """What leaves: with `update-precision` bfloat16 the nearest of its values, as float32."""
-        return values.bfloat16().float() if self._plan.aggregation.update_precision == "bfloat16" else values
-
-    def _done(self, multipliers: Sequence[float]) -> dict[str, str]:
+    def _done(self, parts: Sequence[Steps]) -> dict[str, str]:
         """What the steps did, as they reported it, and not as the plan asks for it: the auditor compares the two."""
-        done = {"steps": str(len(multipliers)), "sampling_rate": repr(self._plan.privacy.sampling_rate)}
+        steps = min(len(part.multipliers) for part in parts)
+        done = {"steps": str(steps), "sampling_rate": repr(self._plan.privacy.sampling_rate)}
         if self._claim is not None:
-            done |= {"noise_multiplier": repr(min(multipliers)), "clip_norm": repr(self._sums.clip_norm)}
+            multiplier = min(multiplier for part in parts for multiplier in part.multipliers)
+            done |= {"noise_multiplier": repr(multiplier), "clip_norm": repr(self._sums.clip_norm)}
         return done

@@ -1,16 +1,18 @@
 """Cohorts for tests: a task around any model, and the engine compared with LocalTrainer, node by node."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
 from privet.client.randomness import Randomness, SeededRandomness
 from privet.client.tasks.protocol import Facts, Options, Partition, Records, Task
 from privet.client.training import LocalTrainer, TrainableModel
+from privet.privacy.parameters import Parameters
 from privet.privacy.submission import Submission
 from privet.simulations.cohort.batches import Member
 from privet.simulations.cohort.check import checked_model
-from privet.simulations.cohort.trainer import CohortTrainer, CohortUpdate
+from privet.simulations.cohort.trainer import CohortTrainer, CohortUpdate, groups_of
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -76,6 +78,9 @@ class Quiet:
     def gaussian(self, count: int) -> Tensor:
         return torch.zeros(count)
 
+    def gaussian_into(self, out: Tensor, stddev: float) -> None:
+        out.zero_()
+
     def module_seed(self) -> int:
         return self._seeded.module_seed()
 
@@ -103,12 +108,23 @@ def together(
     submission: Submission,
     records: Records,
     shares: list[Tensor],
-    draws: list[Randomness],
+    draws: list[Callable[[], Randomness]],
     at_once: int | None = None,
 ) -> CohortUpdate:
+    """Every share trained in its group, as the engine groups them; `draws` make each node's randomness anew."""
     model = checked_model(task, submission.plan, CPU)
     members = [Member(records, len(s) + 1, draw, s) for s, draw in zip(shares, draws, strict=True)]
-    return CohortTrainer(model, submission, at_once).train(model.initial, members)
+    return grouped(CohortTrainer(model, submission, at_once), model.initial, members)
+
+
+def grouped(trainer: CohortTrainer, parameters: Parameters, members: Sequence[Member]) -> CohortUpdate:
+    """The updates of all groups in the members' order."""
+    groups = groups_of([len(member) for member in members], trainer.at_once)
+    updates = [trainer.train_together(parameters, [members[place] for place in group]) for group in groups]
+    places = torch.tensor([place for group in groups for place in group]).argsort()
+    taken_out = [count for update in updates for count in update.taken_out]
+    values = torch.cat([update.values for update in updates])[places]
+    return CohortUpdate(updates[0].model, values, tuple(taken_out[place] for place in places), updates[0].done)
 
 
 def assert_alike(
@@ -123,7 +139,7 @@ def assert_alike(
     """The engine against LocalTrainer with Opacus, each node, relative to the length of its update."""
     numbers = range(len(shares))
     expected, initial, taken_out = one_by_one(task, submission, records, shares, [draws(n) for n in numbers])
-    update = together(task, submission, records, shares, [draws(n) for n in numbers], at_once)
+    update = together(task, submission, records, shares, [partial(draws, n) for n in numbers], at_once)
     assert list(update.taken_out) == taken_out
     for node in numbers:
         found = flat(update.of(node))

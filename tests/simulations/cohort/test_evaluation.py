@@ -1,6 +1,7 @@
 """Evaluation in one pass: each node's sums and noise are those that LocalTrainer gives."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from cohorts import CPU, AnyTask, shares_of
@@ -26,7 +27,7 @@ def test_each_nodes_sums_are_its_own(make_submission: Make, private: bool) -> No
     trainable = TrainableModel(TASK, submission.plan, CPU)
     parameters = {name: values + 0.1 for name, values in trainable.initial.items()}
     model = checked_model(TASK, submission.plan, CPU)
-    members = [Member(records, len(share), SeededRandomness(1, n), share) for n, share in enumerate(shares)]
+    members = [Member(records, len(share), partial(SeededRandomness, 1, n), share) for n, share in enumerate(shares)]
     found = evaluation.evaluate(model, parameters, members)
     for node, share in enumerate(shares):
         local = LocalTrainer(trainable, submission, Partition(records, share), len(share))
@@ -38,11 +39,14 @@ def test_each_nodes_sums_are_its_own(make_submission: Make, private: bool) -> No
 
 def test_without_a_section_there_are_no_metrics(make_submission: Make) -> None:
     model = checked_model(TASK, make_submission().plan, CPU)
-    assert evaluation.evaluate(model, model.initial, [Member(TASK.records(3), 3, SeededRandomness(1))])[0].sums == {}
+    assert (
+        evaluation.evaluate(model, model.initial, [Member(TASK.records(3), 3, partial(SeededRandomness, 1))])[0].sums
+        == {}
+    )
 
 
 def test_metric_that_the_task_lacks_is_an_error(make_submission: Make) -> None:
     submission = make_submission("evaluation.every=1", 'evaluation.metrics=["f1"]')
     model = checked_model(TASK, submission.plan, CPU)
     with pytest.raises(TaskError, match="no metric 'f1'"):
-        evaluation.evaluate(model, model.initial, [Member(TASK.records(3), 3, SeededRandomness(1))])
+        evaluation.evaluate(model, model.initial, [Member(TASK.records(3), 3, partial(SeededRandomness, 1))])

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from cohorts import CPU, AnyTask, Quiet, assert_alike, flat, one_by_one, shares_of, together
+from cohorts import CPU, AnyTask, Quiet, assert_alike, flat, grouped, one_by_one, shares_of, together
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from privet.client.randomness import Randomness, SeededRandomness
@@ -79,6 +80,9 @@ class Scripted:
 
     def gaussian(self, count: int) -> Tensor:
         return torch.zeros(count)
+
+    def gaussian_into(self, out: Tensor, stddev: float) -> None:
+        out.zero_()
 
     def module_seed(self) -> int:
         return 9
@@ -190,8 +194,8 @@ def test_attack_record_of_infinite_gradient_beside_a_node_without_records(make_s
     samples = [[[], [0]], [[1], [1]]]
     submission = make_submission(private=True)
     shares = shares_of([2, 2])
-    update = together(task, submission, records, shares, [Scripted(*s) for s in samples], at_once=2)
-    alone = together(task, submission, records, shares[:1], [Scripted(*samples[0])])
+    update = together(task, submission, records, shares, [partial(Scripted, *s) for s in samples], at_once=2)
+    alone = together(task, submission, records, shares[:1], [partial(Scripted, *samples[0])])
     assert update.taken_out == (0, 2)
     assert torch.equal(update.values[0], alone.values[0])
     assert torch.equal(update.values[1], update.model.joined(update.model.initial))
@@ -204,9 +208,9 @@ def test_filling_records_reach_nothing(make_submission: Make) -> None:
     records = task.records(8)
     samples = [[[0]], [[0, 1, 2, 3]]]
     shares = shares_of([4, 4])
-    first = together(task, submission, records, shares, [Scripted(*s) for s in samples], at_once=2)
+    first = together(task, submission, records, shares, [partial(Scripted, *s) for s in samples], at_once=2)
     records.inputs[7] = 5.0
-    second = together(task, submission, records, shares, [Scripted(*s) for s in samples], at_once=2)
+    second = together(task, submission, records, shares, [partial(Scripted, *s) for s in samples], at_once=2)
     assert torch.equal(first.values[0], second.values[0])
     assert not torch.equal(first.values[1], second.values[1])
 
@@ -234,11 +238,11 @@ def test_nodes_with_records_of_their_own(make_submission: Make) -> None:
     task, submission = TASKS["mlp"], make_submission(private=True)
     records = [task.records(6, seed=1), task.records(9, seed=2)]
     model = checked_model(task, submission.plan, CPU)
-    members = [Member(part, len(part), Quiet(n)) for n, part in enumerate(records)]
-    own = CohortTrainer(model, submission).train(model.initial, members)
+    members = [Member(part, len(part), partial(Quiet, n)) for n, part in enumerate(records)]
+    own = grouped(CohortTrainer(model, submission), model.initial, members)
     joint = Records(torch.cat([r.inputs for r in records]), torch.cat([r.targets for r in records]))
-    shared = [Member(joint, len(s), Quiet(n), s) for n, s in enumerate(shares_of([6, 9]))]
-    assert torch.equal(own.values, CohortTrainer(model, submission).train(model.initial, shared).values)
+    shared = [Member(joint, len(s), partial(Quiet, n), s) for n, s in enumerate(shares_of([6, 9]))]
+    assert torch.equal(own.values, grouped(CohortTrainer(model, submission), model.initial, shared).values)
 
 
 def test_update_of_half_the_bits(make_submission: Make) -> None:
@@ -247,15 +251,15 @@ def test_update_of_half_the_bits(make_submission: Make) -> None:
     plan = private.plan.model_copy(update={"aggregation": aggregation})
     halved = replace(private, body=private.body.model_copy(update={"plan": plan}))
     task = TASKS["mlp"]
-    records, shares, draws = task.records(20), shares_of([20]), [seeded(0)]
+    records, shares, draws = task.records(20), shares_of([20]), [partial(seeded, 0)]
     update = together(task, halved, records, shares, draws)
-    whole = together(task, private, records, shares, [seeded(0)])
+    whole = together(task, private, records, shares, draws)
     assert torch.equal(update.values, whole.values.bfloat16().float())
 
 
 def test_what_was_done_is_told_as_a_node_tells_it(make_submission: Make) -> None:
     task, submission = TASKS["mlp"], make_submission(private=True)
-    update = together(task, submission, task.records(9), shares_of([9]), [Quiet()])
+    update = together(task, submission, task.records(9), shares_of([9]), [Quiet])
     trainable = TrainableModel(task, submission.plan, CPU)
     local = LocalTrainer(trainable, submission, Partition(task.records(9), torch.arange(9)), 9)
     local.train(local.initial(), Quiet())
@@ -281,7 +285,9 @@ def test_initial_parameters_are_those_of_a_node(make_submission: Make) -> None:
 
 def test_training_leaves_the_process_wide_generator_alone(make_submission: Make) -> None:
     task, state = TASKS["mlp"], torch.get_rng_state()
-    together(task, make_submission(private=True), task.records(9), shares_of([4, 5]), [Quiet(0), Quiet(1)])
+    together(
+        task, make_submission(private=True), task.records(9), shares_of([4, 5]), [partial(Quiet, 0), partial(Quiet, 1)]
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -302,7 +308,8 @@ def test_same_seed_gives_the_same_bits(make_submission: Make) -> None:
     task, submission = TASKS["cnn"], make_submission(private=True)
     records, shares = task.records(sum(SIZES)), shares_of(SIZES)
     first, second = (
-        together(task, submission, records, shares, [seeded(n) for n in range(4)], at_once=2).values for _ in range(2)
+        together(task, submission, records, shares, [partial(seeded, n) for n in range(4)], at_once=2).values
+        for _ in range(2)
     )
     assert torch.equal(first, second)
     expected, _, _ = one_by_one(task, submission, records, shares, [seeded(n) for n in range(4)])

@@ -1,0 +1,110 @@
+"""Steps: the local steps of some nodes, from one set of parameters to each node's own.
+
+Gradients are summed in a buffer of the parameters' shape, into which a private step first draws its noise. Where the
+optimiser does nothing but subtract (SGD without momentum, decay or proximal term) the buffer then moves the parameters
+in one pass over memory. They are not summed in the parameters themselves: every addition would round at their size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...client.optimizer import is_plain, optimizer_of
+from ...client.randomness import Randomness
+from ...privacy.submission import Submission
+from .batches import Batch, Member, Pool
+from .model import CohortModel
+from .sums import CohortSums, parts_of
+
+
+class Steps:
+    """Moves `values` [N, d] of some members from `start` [d]; once, and either way: hastily or carefully."""
+
+    def __init__(
+        self,
+        model: CohortModel,
+        sums: CohortSums,
+        submission: Submission,
+        members: Sequence[Member],
+        start: Tensor,
+        values: Tensor,
+    ) -> None:
+        self._model = model
+        self._sums = sums
+        self._plan = submission.plan
+        self._claim = submission.claim
+        self._start = start
+        self._values = values.copy_(start)
+        self._pool = Pool(members, model.device)
+        self._draws = [member.randomness() for member in members]
+        self._denominators = [self._plan.privacy.sampling_rate * member.declared_size for member in members]
+        only_subtracts = is_plain(self._plan.training) and not self._plan.aggregation.proximal_mu
+        self._optimizer = None if only_subtracts else optimizer_of(self._plan.training, [values])
+        self._totals = torch.empty_like(values)
+        self._met: list[Tensor] = []
+        self.multipliers: list[float] = []
+        self.taken_out = 0
+
+    @property
+    def are_repeatable(self) -> bool:
+        """Whether other Steps of the same members would draw the same."""
+        return all(draw.is_seeded for draw in self._draws)
+
+    def hastily(self) -> bool:
+        """All steps; whether all was finite: if not, the values are worth nothing."""
+        self._run(is_careful=False)
+        self._met.append(self._values)
+        return all(bool(torch.isfinite(part.sum())) for part in self._met)
+
+    def carefully(self) -> None:
+        """All steps of one member, each without the records that are not finite; `taken_out` says of how many."""
+        self._run(is_careful=True)
+
+    def _run(self, is_careful: bool) -> None:
+        self._model.bind(self._values, self._totals)
+        for draw in self._draws:
+            draw.module_seed()  # drawn and not used, as by a model without dropout
+        rate = self._plan.privacy.sampling_rate
+        for _ in range(self._plan.training.local_steps):
+            samples = [d.poisson_sample(size, rate) for d, size in zip(self._draws, self._pool.sizes, strict=True)]
+            batch = self._pool.batch(samples)
+            parts = parts_of(batch) if batch is not None else []
+            self.multipliers.append(self._begin())
+            self._add(parts, is_careful)
+            self._move()
+
+    def _begin(self) -> float:
+        """Put each node's noise where its sum will be; gives the smallest multiplier of what was put, 0 for nothing."""
+        if self._claim is None or self._plan.privacy.clip_norm is None:
+            self._totals.zero_()
+            return 0.0
+        multiplier, clip_norm = self._claim.noise_multiplier, self._plan.privacy.clip_norm
+        pairs = zip(self._totals, self._draws, strict=True)
+        return min(self._put_noise(total, draw, multiplier, clip_norm) for total, draw in pairs)
+
+    def _put_noise(self, total: Tensor, draw: Randomness, multiplier: float, clip_norm: float) -> float:
+        """A node's own Gaussian vector, in the order of its parameters; gives its multiplier, for the record."""
+        draw.gaussian_into(total, multiplier * clip_norm * self._sums.scale)
+        return multiplier
+
+    def _add(self, parts: list[Batch], is_careful: bool) -> None:
+        for part in parts:
+            if is_careful:
+                self.taken_out += self._sums.add_finite(part)
+            else:
+                self._met += self._sums.add(part)
+
+    def _move(self) -> None:
+        """One step of the optimiser by the averages of what was summed."""
+        averaging = [1 / (self._sums.scale * denominator) for denominator in self._denominators]
+        if self._optimizer is None:
+            for row, total, share in zip(self._values, self._totals, averaging, strict=True):
+                row.add_(total, alpha=-self._plan.training.learning_rate * share)
+            return
+        self._totals.mul_(torch.tensor(averaging, device=self._totals.device).unsqueeze(1))
+        if self._plan.aggregation.proximal_mu:
+            self._totals.add_(self._values - self._start, alpha=self._plan.aggregation.proximal_mu)
+        self._values.grad = self._totals
+        self._optimizer.step()
+        self._values.grad = None
