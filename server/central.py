@@ -207,14 +207,18 @@ class CentralRounds:
 
     def remind(self, kept: Mapping[str, NDArray[Any]]) -> None:
         """Give back what `remembered` gave."""
-        if _CLIP_NORM in kept:
-            self.clip_norm = float(kept[_CLIP_NORM][0])
+        self.clip_norm = clip_norm_in(kept) or self.clip_norm
 
     def _move_clip_norm(self, counted: float, normal: float, stddev: float) -> dict[str, str]:
         """The next round's clip norm, from the noised count; gives what was done, for the record."""
         within = (counted + stddev * normal) / self.terms.denominator + 0.5
         self.clip_norm = next_clip_norm(self.clip_norm, within, self.terms.quantile, self.terms.learning_rate)
         return {"count_noise_stddev": repr(stddev), "within": repr(within), "next_clip_norm": repr(self.clip_norm)}
+
+
+def clip_norm_in(kept: Mapping[str, NDArray[Any]]) -> float | None:
+    """The next round's clip norm in what a checkpoint remembers; None before the first round."""
+    return float(kept[_CLIP_NORM][0]) if _CLIP_NORM in kept else None
 
 
 def _add_noise(

@@ -99,7 +99,9 @@ class _Result(_Value):
     mechanism: str | None
     noise_multiplier: float | None
     clip_norm: float | None
+    clip_norm_at_end: float | None = None
     sampling_rate: float | None
+    local_sampling_rate: float | None = None
     local_steps: int
     noise_seeded: bool
     accountant: str | None
@@ -210,10 +212,13 @@ def _spending(result: _Result) -> dict[str, Markup]:
         f"Executed by the last round: {_epsilon(result.epsilon_executed)}. All {result.terms}.",
     )
     lines = [Series("charged", [(0.0, charged), (last, charged)]), Series("executed", executed)]
+    spending = {"spending": line_chart(by_round, lines, _epsilon)}
+    if result.mechanism == "central":  # one ledger, the server's: no institution spends
+        return spending
     by_node = Caption("nodes", "Epsilon by institution", f"Charged and executed, {result.terms}.")
     bars = [Bar(node.name, node.epsilon, node.epsilon_executed) for node in result.nodes]
     draw = named_bars if len(bars) <= MOST_NODES_DRAWN_BY_NAME else column_strip
-    return {"spending": line_chart(by_round, lines, _epsilon), "nodes": draw(by_node, bars)}
+    return spending | {"nodes": draw(by_node, bars)}
 
 
 def _lost(result: _Result) -> dict[str, object] | None:

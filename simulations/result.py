@@ -1,15 +1,19 @@
 """result.json: what a finished simulation says of itself. Its epsilons were computed from what was really asked."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
 
 from ..privacy.budget.accounting import PLD_GRID, checking_bound
-from ..privacy.budget.charge import charged_events
+from ..privacy.budget.charge import charged_events, sampling_rate_of
 from ..privacy.budget.events import RELATION
+from ..privacy.budget.guard import Standing
 from ..privacy.plan import Plan
+from ..server.central import clip_norm_in
 from ..server.checkpoints import State
 from .comparisons import UNDER_FEDAVG, WITHOUT_FAULTS, WITHOUT_PRIVACY, Compared
 from .faults import DELAY, DROP, ByRound
@@ -21,6 +25,9 @@ FORMAT = 1
 ACCURACY_NOTE = "simulator's view, not a release"
 # A seeded simulation's noise protects nobody; the epsilon is that of the same plan with fresh noise.
 NOISE_NOTE = "epsilon is that of the plan with fresh noise; this run's noise is seeded and protects nobody"
+CENTRAL_NOTE = (
+    "epsilon is that of the plan with fresh noise and a secret sample of nodes; here both are seeded and protect nobody"
+)
 
 # Why a node is missing from a round, where the server knows no more than that no answer came.
 _MISSED = {DROP: "dropped", DELAY: "delayed"}
@@ -51,8 +58,9 @@ def result_of(scenario: Scenario, state: State, seconds: float, compared: Mappin
         "accuracy_without_privacy": _accuracy(compared.get(WITHOUT_PRIVACY)),
         "accuracy_without_faults": _accuracy(compared.get(WITHOUT_FAULTS)),
         "accuracy_under_fedavg": _accuracy(compared.get(UNDER_FEDAVG)),
-        **_privacy_of(scenario),
-        "sampling_rate": plan.privacy.sampling_rate,
+        **_privacy_of(scenario, state),
+        "sampling_rate": sampling_rate_of(plan),
+        "local_sampling_rate": plan.privacy.sampling_rate,
         "local_steps": plan.training.local_steps,
         "rounds": state.round,
         "rounds_charged": plan.attempts_charged,
@@ -69,7 +77,7 @@ def result_of(scenario: Scenario, state: State, seconds: float, compared: Mappin
             "training": sum(len(share.indices) for share in scenario.world.shares.values()),
             "held_out": len(scenario.world.held_out),
         },
-        "nodes": [_node(scenario, state, name, deeds) for name in scenario.world.shares],
+        "nodes": _nodes(scenario, state, deeds),
         "history": [_round(view, deeds) for view in views],
         "history_without_privacy": _history(compared.get(WITHOUT_PRIVACY)),
         "history_without_faults": _history(compared.get(WITHOUT_FAULTS)),
@@ -84,7 +92,7 @@ def write_result(result: Json, path: Path) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def _privacy_of(scenario: Scenario) -> Json:
+def _privacy_of(scenario: Scenario, state: State) -> Json:
     """The claim, and what was charged and executed at the node that was charged most."""
     plan, claim = scenario.submission.plan, scenario.submission.claim
     delta = plan.privacy.delta
@@ -99,11 +107,11 @@ def _privacy_of(scenario: Scenario) -> Json:
             "noise_multiplier",
         )
         return {
-            **dict.fromkeys((*nothing, "clip_norm", "accountant")),
+            **dict.fromkeys((*nothing, "clip_norm", "clip_norm_at_end", "accountant")),
             "unit": plan.privacy.unit,
             "noise_seeded": False,
         }
-    standings = [scenario.standing(name) for name in scenario.world.shares]
+    standings = scenario.standings()
     return {
         "epsilon": float(max(standing.epsilon or Decimal(0) for standing in standings)),
         "epsilon_executed": float(max(standing.epsilon_executed or Decimal(0) for standing in standings)),
@@ -114,8 +122,9 @@ def _privacy_of(scenario: Scenario) -> Json:
         "mechanism": plan.privacy.mechanism,
         "noise_multiplier": claim.noise_multiplier,
         "clip_norm": plan.privacy.clip_norm,
+        "clip_norm_at_end": clip_norm_in(state.strategy) if plan.privacy.target_quantile is not None else None,
         "noise_seeded": True,
-        "noise_note": NOISE_NOTE,
+        "noise_note": CENTRAL_NOTE if plan.privacy.is_central else NOISE_NOTE,
         "accountant": f"PLD (dp-accounting {version('dp-accounting')}, grid {PLD_GRID:g})",
     }
 
@@ -134,8 +143,20 @@ def _faults(plan: Plan) -> Json | None:
     return section.model_dump() if section and section.is_any else None
 
 
-def _node(scenario: Scenario, state: State, name: str, deeds: ByRound) -> Json:
-    standing = scenario.standing(name)
+def _nodes(scenario: Scenario, state: State, deeds: ByRound) -> list[Json]:
+    """Each node's own, at the same epsilon for all where whole nodes are hidden: the server's ledger has no nodes."""
+    if not scenario.submission.plan.privacy.is_central:
+        return [_node(scenario, state, name, deeds, scenario.standing(name)) for name in scenario.world.shares]
+    (standing,) = scenario.standings()
+    lost = Counter(name for report in state.history for name in report.failures)
+    answered = {name: asked - lost[name] for name, asked in state.participations.items()}
+    return [
+        _node(scenario, state, name, deeds, replace(standing, answered=answered.get(name, 0)))
+        for name in scenario.world.shares
+    ]
+
+
+def _node(scenario: Scenario, state: State, name: str, deeds: ByRound, standing: Standing) -> Json:
     failure = state.history[-1].failures.get(name) if state.history else None
     missed = [word for kind, word in _MISSED.items() if failure and name in deeds.get(state.round, {}).get(kind, ())]
     reason = state.excluded.get(name) or next(iter(missed), failure)

@@ -214,6 +214,12 @@ class Scenario:
         if self.__dict__.get("_server") is not None:
             self.__dict__.pop("_server").close()
 
+    def standings(self) -> list[Standing]:
+        """What the run has cost each node; where whole nodes are hidden, what it has cost any of them, once."""
+        if self._server is not None:
+            return [self._server.standing()]
+        return [self.standing(name) for name in self.world.shares]
+
     def standing(self, name: str) -> Standing:
         """What the run has cost a node. Where whole nodes are hidden, what it has cost any of them."""
         if self._server is not None:

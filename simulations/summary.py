@@ -113,7 +113,7 @@ def _told_of_faults(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _table(result: Mapping[str, Any]) -> Table:
-    is_claim = result["epsilon"] is not None
+    is_claim = result["epsilon"] is not None and result["mechanism"] != "central"  # whose ledger is the server's
     caption = (
         f"charged and executed: epsilon at delta {result['delta']:g}, unit {result['unit']}, {result['relation']}"
         if is_claim

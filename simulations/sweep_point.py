@@ -115,7 +115,7 @@ def _has_lost_nothing(scenario: Scenario) -> bool:
     if state is None:
         return False
     evaluations = state.round // plan.evaluation.every if plan.evaluation else 0
-    standings = [scenario.standing(name) for name in scenario.nodes]
+    standings = scenario.standings()
     return all(s.attempts == s.answered and s.evaluations <= evaluations for s in standings)
 
 
