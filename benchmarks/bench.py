@@ -78,6 +78,8 @@ def measured(setting: Setting, repeats: int, environments: Path, console: Consol
                 one.contender = _decided(one.contender, everybody)
             console.print(f"{setting.name}: {one.contender.name}, {repeat + 1} of {repeats}", style="dim")
             one.take_turn(setting, environments)
+            if one is everybody[0] and one.failed:
+                raise SystemExit(f"error: privet, {setting.name}: {one.failed}")
     return everybody
 
 
@@ -107,8 +109,7 @@ class Line:
 def lines(setting: Setting, everybody: list[Measured], before: float) -> Iterator[tuple[Line, list[str]]]:
     """Each contender's line, and the cells of its row. `before`: the loss of the model that all begin with."""
     ours = everybody[0]
-    if ours.ms is None:
-        raise SystemExit(f"error: privet, {setting.name}: {ours.failed}")
+    assert ours.ms is not None
     learned = median(one.loss for one in everybody if one.runs)
     for one in everybody:
         if one.ms is None:
