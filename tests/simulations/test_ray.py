@@ -209,3 +209,11 @@ def test_what_ray_needs_is_said_in_one_line(
     with pytest.raises(UsageError, match=said) as caught:
         require_ray(executable, find)
     assert "--engine auto" in caught.value.remedy
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "ray://127.0.0.1:10001"])
+def test_address_where_no_cluster_is_ends_at_once(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Ray itself would try for minutes."""
+    monkeypatch.setenv(ADDRESS, address)
+    with pytest.raises(UsageError, match=f"RAY_ADDRESS={address}"):
+        require_ray(find=lambda name: name)
