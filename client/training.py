@@ -92,16 +92,24 @@ class LocalTrainer:
         """What the last call did, as its steps reported it, not as the plan asks for it; and the code that did it."""
         return {**self._done, **self._trainable.made_of}
 
-    def train(self, parameters: Parameters, randomness: Randomness) -> dict[str, Array]:
-        """`local-steps` steps from `parameters`; gives the trainable parameters that follow, [same shapes] float32."""
+    def train(
+        self, parameters: Parameters, randomness: Randomness, correction: Parameters | None = None
+    ) -> dict[str, Array]:
+        """`local-steps` steps from `parameters`; gives the trainable parameters that follow, [same shapes] float32.
+
+        `correction`: what SCAFFOLD adds to the gradient of each step, c - c_i (server/scaffold.py).
+        """
         trainable, training = self._trainable, self._plan.training
+        if (correction is None) == (self._plan.aggregation.strategy == "scaffold"):
+            raise TaskError("strategy 'scaffold' needs control variates, which this node does not keep", "see the plan")
         trainable.write(parameters)
         start = [parameter.detach().clone() for parameter in trainable.trained]
+        added = [torch.from_numpy(np.array(correction[name])) for name in trainable.names] if correction else []
         optimizer = optimizer_of(training, trainable.trained)
         trainable.model.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.module_seed())
-            multipliers = [self._step(optimizer, start, randomness) for _ in range(training.local_steps)]
+            multipliers = [self._step(optimizer, start, added, randomness) for _ in range(training.local_steps)]
         self._done = {"steps": str(len(multipliers)), "sampling_rate": repr(self._plan.privacy.sampling_rate)}
         if self._claim is not None:
             clip_norm = trainable.gradient_sum.clip_norm
@@ -134,7 +142,9 @@ class LocalTrainer:
             self._done["noise_multiplier"] = repr(self._plan.evaluation.noise_multiplier)
         return {name: sums[name] + float(noise[place]) for place, name in enumerate(names)}
 
-    def _step(self, optimizer: Optimizer, start: list[Tensor], randomness: Randomness) -> float:
+    def _step(
+        self, optimizer: Optimizer, start: list[Tensor], corrections: list[Tensor], randomness: Randomness
+    ) -> float:
         """One step; gives the noise multiplier of what was added to its sum, 0 where nothing was."""
         rate = self._plan.privacy.sampling_rate
         batch = self._records.select(randomness.poisson_sample(len(self._records), rate).to(self._trainable.device))
@@ -146,8 +156,10 @@ class LocalTrainer:
             added = _add_noise(sums, self._claim.noise_multiplier, clip_norm, randomness)
         denominator = rate * self._declared_size
         proximal = self._plan.aggregation.proximal_mu or 0.0
-        for parameter, total, origin in zip(self._trainable.trained, sums, start, strict=True):
+        for place, (parameter, total, origin) in enumerate(zip(self._trainable.trained, sums, start, strict=True)):
             parameter.grad = total / denominator
+            if corrections:
+                parameter.grad += corrections[place].to(parameter.device)
             if proximal:
                 parameter.grad += proximal * (parameter.detach() - origin)
         optimizer.step()

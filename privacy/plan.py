@@ -252,6 +252,7 @@ class Plan(BaseModel):
         problems = [
             *strategy_problems(self.aggregation.strategy, self.aggregation.model_dump(exclude_none=True)),
             *_training_problems(self),
+            *_scaffold_problems(self),
             *_privacy_problems(self.privacy),
             *central_problems(self),
             *_evaluation_problems(self),
@@ -314,6 +315,18 @@ def _privacy_problems(privacy: PrivacySection) -> list[str]:
         return [f"privacy.epsilon: exactly one of epsilon and noise-multiplier must be given; {count}"]
     missing = [key.replace("_", "-") for key in ("delta", "clip_norm") if getattr(privacy, key) is None]
     return [f"privacy.{key}: missing; a claim at unit {privacy.unit!r} needs it" for key in missing]
+
+
+def _scaffold_problems(plan: Plan) -> list[str]:
+    if plan.aggregation.strategy != "scaffold":
+        return []
+    if plan.privacy.is_private:
+        return [
+            f"privacy.unit: strategy 'scaffold' makes no claim here, so the unit is 'none', not {plan.privacy.unit!r}"
+        ]
+    if plan.training.optimizer != "sgd" or plan.training.momentum:
+        return ["training.optimizer: strategy 'scaffold' corrects the steps of 'sgd' without momentum, and no others"]
+    return []
 
 
 def _evaluation_problems(plan: Plan) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Container
 STREAMING_STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
 # These compare updates with each other, so that all of a round's are kept in memory.
 KEEPING_STRATEGIES = ("krum", "multikrum", "bulyan", "fedmedian", "fedtrimmedavg")
+# privet's own; it streams too.
+OWN_STRATEGIES = ("scaffold",)
 REFUSED_STRATEGIES = {
     "qfedavg": "it weighs each node by its training loss, which is computed from records and not released",
     "fedxgbbagging": "it aggregates trees, and a task here is a torch module",
@@ -32,6 +34,7 @@ STRATEGY_KEYS: dict[str, tuple[str, ...]] = {
     "bulyan": ("malicious_nodes",),
     "fedmedian": (),
     "fedtrimmedavg": ("trimmed_fraction",),
+    "scaffold": ("server_learning_rate",),
 }
 # Without these a strategy would silently be plain averaging.
 REQUIRED_STRATEGY_KEYS: dict[str, tuple[str, ...]] = {

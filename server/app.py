@@ -21,6 +21,7 @@ from .federation import Federation
 from .run_config import RunConfig
 from .run_folder import RunFolder
 from .simulated import simulated_submission
+from .strategies import check_deployable
 from .witnesses import witnesses_in
 
 OUTCOME = "outcome.json"
@@ -43,6 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         config = RunConfig.of(context.run_config)
         folder = RunFolder(config.out)
         plan = read_plan(config.plan)
+        check_deployable(plan)
         wait_for_nodes(grid, plan.aggregation.min_nodes)  # before anything is written
         submission = _begun_or_resumed(plan, folder)
         checkpoints = folder.checkpoints(submission)

@@ -212,7 +212,7 @@ class Federation:
         cohort = choose_cohort(self._eligible(state), self._plan, number)
         self._require(len(cohort), f"take part in round {number}", state.excluded | texts_of(self._roster.refused))
         self._tell(RoundBegun(number, tuple(cohort)))
-        total = sum(self._roster[name].declared_size for name in cohort)
+        total = sum(strategies.weight_of(self._plan, self._roster[name].declared_size) for name in cohort)
         gathered = Gathered(None if self._plan.keeps_updates else RunningAverage(state.model, total, self._held))
         attempts, pending = dict.fromkeys(cohort, 1), cohort
         while pending:
@@ -269,7 +269,7 @@ class Federation:
         if isinstance(update, Failure):
             gathered.missing[name] = update
             return update
-        weight = self._roster[name].declared_size
+        weight = strategies.weight_of(self._plan, self._roster[name].declared_size)
         if gathered.average is None:
             assert not isinstance(update, Lying), "a strategy that compares updates is handed each"
             gathered.kept.append(restated(reply, to_record(update), weight))
@@ -302,7 +302,7 @@ class Federation:
     def _aggregate(self, gathered: Gathered, number: int) -> Parameters:
         if gathered.average is not None:  # the strategy gets one reply: the average, which averages to itself
             gathered.kept[0].content[words.ARRAYS] = as_record(gathered.average.result())
-        record = strategies.aggregate(self._strategy, number, gathered.kept)
+        record = strategies.aggregate(self._strategy, number, gathered.kept, len(gathered.answered) / len(self._roster))
         self._encoded = (to_parameters(record), record)
         return self._encoded[0]
 

@@ -3,7 +3,7 @@
 FedAvg (McMahan et al. 2017), FedProx (Li et al. 2020), FedAvgM (Hsu et al. 2019), FedAdagrad, FedAdam and FedYogi
 (Reddi et al. 2021) need the weighted average only: it is computed as replies arrive and handed to the strategy as one
 reply. Krum and MultiKrum (Blanchard et al. 2017), Bulyan (El Mhamdi et al. 2018), median and trimmed mean (Yin et al.
-2018) compare updates and get them all.
+2018) compare updates and get them all. SCAFFOLD is not Flower's: scaffold.py.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,8 +28,9 @@ from flwr.serverapp.strategy import (
 from numpy.typing import NDArray
 
 from ..privacy.channel import words
-from ..privacy.errors import FederationError
+from ..privacy.errors import FederationError, PlanError
 from ..privacy.plan import Plan
+from .scaffold import Scaffold
 
 _CLASSES: dict[str, Callable[..., FedAvg]] = {
     "fedavg": FedAvg,
@@ -43,6 +44,7 @@ _CLASSES: dict[str, Callable[..., FedAvg]] = {
     "bulyan": Bulyan,
     "fedmedian": FedMedian,
     "fedtrimmedavg": FedTrimmedAvg,
+    "scaffold": Scaffold,
 }
 _PLAIN = (FedAvg, FedProx)
 # The plan's key -> Flower's argument, where they differ.
@@ -54,8 +56,8 @@ _ARGUMENTS = {
 }
 _KEYS = ("server_learning_rate", "server_momentum", "beta_1", "beta_2", "tau", "proximal_mu")
 _KEEPING_KEYS = ("malicious_nodes", "selected_nodes", "trimmed_fraction")
-# What a strategy carries from round to round: dictionaries by name (FedOpt), and FedAvgM's list by position.
-_DICTIONARIES = ("m_t", "v_t")
+# What a strategy carries from round to round: dictionaries by name (FedOpt, Scaffold), and FedAvgM's list by position.
+_DICTIONARIES = ("m_t", "v_t", "control")
 _MOMENTUM = "momentum_vector"
 _NOBODY = 0  # no node has this number; a strategy waits for ever where it is shown none
 
@@ -67,6 +69,8 @@ def build_strategy(plan: Plan) -> FedAvg:
         key: getattr(aggregation, key) for key in (*_KEYS, *_KEEPING_KEYS) if getattr(aggregation, key) is not None
     }
     arguments = {_argument(aggregation.strategy, key): value for key, value in given.items()}
+    if aggregation.strategy == "scaffold":
+        arguments |= {"local_steps": plan.training.local_steps, "learning_rate": plan.training.learning_rate}
     return _CLASSES[aggregation.strategy](
         min_train_nodes=1,
         min_available_nodes=1,
@@ -83,8 +87,27 @@ def show_model(strategy: FedAvg, round_number: int, arrays: ArrayRecord, config:
     strategy.configure_train(round_number, arrays, config, ChosenNodes(grid, [_NOBODY]))
 
 
-def aggregate(strategy: FedAvg, round_number: int, replies: Sequence[Message]) -> ArrayRecord:
-    """The next model, float32; raise FederationError where the strategy gives none."""
+def check_deployable(plan: Plan) -> None:
+    """Raise PlanError for a strategy whose nodes must keep what only simulated nodes keep."""
+    if plan.aggregation.strategy == "scaffold":
+        raise PlanError(
+            ["aggregation.strategy: 'scaffold' has control variates at the nodes, which only privet simulate keeps"],
+            "name another strategy, or use privet simulate",
+        )
+
+
+def weight_of(plan: Plan, declared_size: int) -> int:
+    """What a node's update counts in an average: by its records; in SCAFFOLD all nodes count the same."""
+    return 1 if plan.aggregation.strategy == "scaffold" else declared_size
+
+
+def aggregate(strategy: FedAvg, round_number: int, replies: Sequence[Message], share: float = 1.0) -> ArrayRecord:
+    """The next model, float32; raise FederationError where the strategy gives none.
+
+    `share`: of the federation's nodes, those whose updates are in the replies.
+    """
+    if isinstance(strategy, Scaffold):
+        strategy.share = share
     if type(strategy) in _PLAIN and len(replies) == 1:
         average = replies[0].content[words.ARRAYS]  # of one is that one: Flower would copy it four times
         assert isinstance(average, ArrayRecord), "the federation put it there"
@@ -172,7 +195,7 @@ def requests(
 
 
 def _argument(strategy: str, key: str) -> str:
-    return key if strategy == "fedavgm" else _ARGUMENTS.get(key, key)
+    return key if strategy in ("fedavgm", "scaffold") else _ARGUMENTS.get(key, key)
 
 
 def _as_float32(array: Array) -> Array:

@@ -23,6 +23,7 @@ ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 LEDGER = "ledger"
+CONTROL = "control"  # arrays, beside the model: the server's control variate, in a simulation of SCAFFOLD
 
 DESCRIBE = "query.describe"
 INITIAL = "query.initial"

@@ -47,6 +47,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "server/stream.py",
         "server/roll_call.py",
         "server/run_grid.py",
+        "server/scaffold.py",
         "server/strategies.py",
         "server/witnesses.py",
         "simulations/cohort_grid.py",
@@ -56,6 +57,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "simulations/ray_actor.py",
         "simulations/ray_grid.py",
         "simulations/scenario.py",
+        "simulations/variates.py",
         "privacy/channel/",
     ),
     "grpc": (
