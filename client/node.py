@@ -151,7 +151,7 @@ class Node:
     @property
     def dataset(self) -> DeclaredDataset:
         """What the institution declared, and may say to anybody."""
-        return self._guard.dataset
+        return self._guard.declared
 
     def head(self, witnessed: Countersigned | None) -> tuple[Head, Sequence[Entry]]:
         """The head of the ledger, for a witness, and the charges that it does not hold yet."""
@@ -237,7 +237,7 @@ class Node:
         return self._read
 
     def _check_ours(self, submission: Submission) -> None:
-        asked, ours = submission.plan, self.dataset
+        asked, ours = submission.plan, self._guard.declared
         if asked.privacy.is_central:
             raise RefusedError(Refusal.UNIT_NOT_OFFERED, *SERVERS_CLAIM)
         if asked.run.task != ours.task:

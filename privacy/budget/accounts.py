@@ -7,6 +7,7 @@ The rules:
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ UNITS = ("record", "group", "node")  # from the weakest to the strongest
 LARGEST_SIZE = 2**40
 LARGEST_EPSILON = Decimal(1000)
 SMALLEST_DELTA = Decimal("1e-100")  # far below any use, and a double without loss
+_LATEST = 16  # entries: a request's few, until the server's countersignature comes with the next
 LARGEST_TEXT = 1000  # characters of a reason or a path: an entry is a line
 
 
@@ -62,6 +64,7 @@ class AccountBook:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self._is_alone = False  # inside a transaction, and everything before it was read
+        self._latest: deque[tuple[int, str]] = deque(maxlen=_LATEST)  # number and hash of what was read last
         self._load()
 
     def _load(self) -> None:
@@ -69,6 +72,7 @@ class AccountBook:
         self.book = Book.load(snapshot[2]) if snapshot else Book()
         self._seen, self._hash = (snapshot[0], snapshot[1]) if snapshot else (0, GENESIS)
         self._snapped = self.last_charge = self._seen
+        self._latest.clear()
         self.catch_up()
 
     def catch_up(self) -> Book:
@@ -81,6 +85,7 @@ class AccountBook:
         for entry in self.ledger.appended(self._seen) if alone else self.ledger.verified(self._seen, self._hash):
             self.book.apply(entry.kind, entry.content, entry.time)
             self._seen, self._hash = entry.sequence, entry.hash
+            self._latest.append((entry.sequence, entry.hash))
             if entry.kind in CHARGES:
                 self.last_charge = entry.sequence
         return self.book
@@ -89,6 +94,13 @@ class AccountBook:
         """Number and hash of the newest entry of all, this process's or another's."""
         self.catch_up()
         return self._seen, self._hash
+
+    def has(self, sequence: int, digest: str) -> bool:
+        """Whether the entry of this number has this hash."""
+        if (sequence, digest) in self._latest:
+            return True
+        entry = self.ledger.entry(sequence)
+        return entry is not None and entry.hash == digest
 
     @contextmanager
     def transaction(self) -> Iterator[Book]:

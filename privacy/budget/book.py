@@ -6,7 +6,7 @@ Accounts hold budgets, data sets belong to accounts, runs were charged to them. 
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from decimal import Decimal
 from typing import Any, Self
 
@@ -188,10 +188,10 @@ class Book:
     def dump(self) -> str:
         """Everything, as JSON; `load` reads it back."""
         runs = [
-            asdict(run) | {"begun": _listed(run.begun), "answered": _listed(run.answered)} for run in self.runs.values()
+            {name: getattr(run, name) for name in _RUN_FIELDS}
+            | {"begun": _listed(run.begun), "answered": _listed(run.answered)}
+            for run in self.runs.values()
         ]
-        for run in runs:
-            del run["_counts"]  # they are counted anew
         return json.dumps(
             {
                 "accounts": [asdict(account) for account in self.accounts.values()],
@@ -236,6 +236,7 @@ class Book:
         return book
 
 
+_RUN_FIELDS = tuple(field.name for field in fields(RunCharge) if field.init)
 _AMOUNTS = ("epsilon", "delta", "spent_epsilon", "spent_delta", "spent_divergence")
 
 

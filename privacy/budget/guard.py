@@ -104,6 +104,11 @@ class Guard:
         return declared
 
     @property
+    def declared(self) -> DeclaredDataset:
+        """The same as it was read last: for what is public, and what is looked at again before an attempt begins."""
+        return self._accounts.book.datasets.get(self._dataset) or self.dataset
+
+    @property
     def is_deployment(self) -> bool:
         """Whether the ledger is of an institution's own records, and not of a simulation."""
         return self._ledger.is_deployment
@@ -176,6 +181,7 @@ class Guard:
                 raise ValueError(f"{submission.run_id} was not admitted")
             if attempt.key in run.begun:
                 return _kept(run, attempt)
+            self.dataset  # noqa: B018 -- refused where it is not offered any more
             _check_within_charge(run, submission.plan, attempt)
             self._append(self._decided(submission, attempt.stage, attempt, cohort))
             if witnessed is not None:
@@ -245,8 +251,7 @@ class Guard:
             raise RefusedError(  # or a server could make up a head, and stop the node with it
                 Refusal.MALFORMED_REQUEST, "a countersigned head that this ledger's key did not sign", _ASK_COORDINATOR
             )
-        entry = self._ledger.entry(head.sequence)
-        is_ours = entry is not None and entry.hash == head.hash
+        is_ours = self._accounts.has(head.sequence, head.hash)
         if not is_ours and (head.sequence, head.hash) not in self._accounts.catch_up().recovered_heads:
             raise RefusedError(
                 Refusal.LEDGER_BEHIND,
@@ -262,7 +267,7 @@ class Guard:
         """The charges that were entered after a number, up to the head: what a witness does not hold yet."""
         last = self._accounts.last_charge  # one that another process enters meanwhile is behind the head that is told
         if sequence >= last:
-            return ()
+            return []
         return [entry for entry in self._ledger.entries(after=sequence, kinds=CHARGES) if entry.sequence <= last]
 
     def record(self, submission: Submission, refusal: RefusedError) -> None:
@@ -342,11 +347,8 @@ class Guard:
     def _release_expired(self, now: datetime) -> None:
         moment = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for run in list(self._accounts.book.runs.values()):
-            if (
-                not (run.begun or run.is_released or run.is_recovered)
-                and run.expires <= moment
-                and run.epsilon.is_finite()
-            ):
+            is_waiting = not (run.begun or run.is_ended) and run.epsilon.is_finite()
+            if is_waiting and run.expires <= moment:
                 self._ledger.append("release", {"run": run.run, "why": f"never began, expired {run.expires}"})
         self._accounts.catch_up()
 

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from .ledger import CHARGES, Entry
 HEAD_BYTES = 4096
 # What one node may make a server keep: some 300 000 answers' heads.
 WITNESS_BYTES = 256 * 2**20
+_READABLE = 0o666  # as far as the process's own mask lets it be
 HEAD, COUNTERSIGNED = "ledger-head", "ledger-countersigned"  # purposes of signatures
 
 
@@ -72,8 +72,9 @@ class Countersigned:
 
     def is_signed(self, verify: Verify = is_signed) -> bool:
         """Whether both signed it. `verify`: of a process that may have signed one of them itself (SigningKey)."""
-        return self.head.is_signed(verify) and verify(
-            self.server_key, COUNTERSIGNED, self.head.message(), self.server_signature
+        head, message = self.head, self.head.message()
+        return verify(head.public_key, HEAD, message, head.signature) and verify(
+            self.server_key, COUNTERSIGNED, message, self.server_signature
         )
 
     def told(self) -> dict[str, Any]:
@@ -164,8 +165,9 @@ class Witness:
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """All lines or none: on a full disk a torn one would stand before what is written when there is room again."""
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        with self._file() as file:
-            before = file.tell()
+        descriptor = self._opened()
+        try:
+            before = os.lseek(descriptor, 0, os.SEEK_END)
             if before + len(content) > self._most_bytes:
                 raise LedgerError(
                     f"{self._path}: {before} bytes and {len(content)} more; the most that is kept is "
@@ -173,20 +175,23 @@ class Witness:
                     "stop the server, put the file away for the auditors, and start the server again",
                 )
             try:
-                if file.write(content) != len(content):
+                if os.write(descriptor, content) != len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if self._survives_power_cut:  # what was countersigned is not forgotten then
-                    os.fsync(file.fileno())
+                    os.fsync(descriptor)
             except OSError:
-                file.truncate(before)
+                os.ftruncate(descriptor, before)
                 raise
+        finally:
+            os.close(descriptor)
 
-    def _file(self) -> FileIO:
+    def _opened(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
-            return FileIO(self._path, "ab")
+            return os.open(self._path, flags, _READABLE)
         except FileNotFoundError:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            return FileIO(self._path, "ab")
+            return os.open(self._path, flags, _READABLE)
 
 
 def _mend(path: Path) -> None:
