@@ -67,7 +67,7 @@ def simulate(
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, in its folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, or a torch device such as cuda:0.")] = "auto",
     engine: Annotated[
-        str | None, typer.Option(help="auto (the default), cohort (nodes trained together) or sequential.")
+        str | None, typer.Option(help="auto (the default), cohort (nodes trained together), sequential or ray.")
     ] = None,
     processes: Annotated[
         int | None, typer.Option(help="How many processes train (default: one a core). None changes the result.", min=1)
