@@ -25,10 +25,10 @@ check: .venv/dev.stamp
 	$(BIN)/pytest
 
 # Simulated rounds against peers, each in an environment of its own (about 4 GB, once). A peer that cannot be installed
-# is a line of the table that says so.
+# is a line of the table that says so. `make bench BENCH=--quick` only shows that all of them run.
 PEERS := flower opacus pfl
 bench: .venv/run.stamp $(PEERS:%=.venv-bench/%.stamp)
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 .venv-bench/%.stamp: benchmarks/peers/%.txt
 	@echo "setting up .venv-bench/$* (about a minute, once)"
