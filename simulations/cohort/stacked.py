@@ -10,6 +10,7 @@ the norm of a product of vectors: Goodfellow 2015; Li et al. 2022).
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,22 @@ from torch import Tensor, nn
 # Values of per-record gradients of one layer kept from the norms to the sum: 16 MB. Above it they are computed in
 # parts for their norms, and the sum is a product of its own.
 HELD = 2**22
+
+
+@dataclass(slots=True, eq=False)
+class Bound:
+    """What a layer computes with, and what a pass has left in it. No attributes of a module: those are slow to set.
+
+    `values`, `sums`: its parameters and the sums of their gradients, [N, *shape]; views into the cohort's storage.
+    """
+
+    nodes: int
+    values: Mapping[str, Tensor]
+    sums: Mapping[str, Tensor]
+    inputs: Tensor | None = None
+    output: Tensor | None = None
+    version: int = 0  # of the output, when it was given
+    kept: dict[str, Tensor] = field(default_factory=dict)  # records' gradients
 
 
 class StackedLayer(nn.Module, ABC):
@@ -28,25 +45,39 @@ class StackedLayer(nn.Module, ABC):
         self.path = ""  # in the task's model
         self.trained = [name for name, parameter in own.items() if parameter.requires_grad]
         self._frozen = {name: p.detach() for name, p in own.items() if not p.requires_grad}
-        self._values: Mapping[str, Tensor] = {}
-        self._sums: Mapping[str, Tensor] = {}
-        self._nodes = 0
-        self._inputs: Tensor | None = None
-        self.output: Tensor | None = None
-        self._version = 0
+        self._bound = Bound(0, {}, {})
 
     def bind(self, nodes: int, values: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
         """Use these parameters [N, *shape], and add to these sums [N, *shape]: views, not copies."""
-        self._nodes, self._values, self._sums = nodes, values, sums
+        self._bound = Bound(nodes, values, sums)
 
     def forget(self) -> None:
         """Leave nothing of a batch behind."""
-        self._inputs = self.output = None
+        bound = self._bound
+        bound.inputs = bound.output = None
+        bound.kept = {}
+
+    @property
+    def output(self) -> Tensor | None:
+        """What it gave in a pass of which torch keeps a graph."""
+        return self._bound.output
 
     @property
     def is_overwritten(self) -> bool:
         """Whether something changed in place what this layer gave: no derivative by that can be had."""
-        return self.output is not None and self.output._version != self._version
+        return self.output is not None and self.output._version != self._bound.version
+
+    @property
+    def _nodes(self) -> int:
+        return self._bound.nodes
+
+    @property
+    def _values(self) -> Mapping[str, Tensor]:
+        return self._bound.values
+
+    @property
+    def _sums(self) -> Mapping[str, Tensor]:
+        return self._bound.sums
 
     @abstractmethod
     def squared_norms(self, backprops: Tensor) -> Tensor:
@@ -77,46 +108,38 @@ class StackedLayer(nn.Module, ABC):
 
     def _remember(self, inputs: Tensor, output: Tensor) -> Tensor:
         """Keep what the gradients need. A graph of torch's begins at the first layer that is trained."""
-        self._inputs = inputs.detach()
+        bound = self._bound
+        bound.inputs = inputs.detach()
         if torch.is_grad_enabled():
-            self.output = output if output.requires_grad else output.requires_grad_()
-            self._version = output._version
+            bound.output = output if output.requires_grad else output.requires_grad_()
+            bound.version = output._version
         return output
 
     def _seen(self) -> Tensor:
-        if self._inputs is None:
+        if self._bound.inputs is None:
             raise ValueError("a gradient is asked for before a forward pass")
-        return self._inputs
+        return self._bound.inputs
 
 
 class RecordwiseLayer(StackedLayer):
     """A layer whose records' gradients are computed one beside the other for their norms, and kept where they fit."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__(layer)
-        self._kept: dict[str, Tensor] | None = None
-
-    def forget(self) -> None:
-        """See StackedLayer."""
-        super().forget()
-        self._kept = None
 
     def squared_norms(self, backprops: Tensor) -> Tensor:
         """See StackedLayer."""
         inputs, backprops = self._apart(self._seen(), backprops)
         at_once = max(1, HELD // (self._nodes * self._values_of_record()))
         if at_once >= len(inputs):
-            self._kept = self._gradients(inputs, backprops)
-            return self._squared(self._kept)
+            self._bound.kept = self._gradients(inputs, backprops)
+            return self._squared(self._bound.kept)
         parts = zip(torch.split(inputs, at_once), torch.split(backprops, at_once), strict=True)
         return torch.cat([self._squared(self._gradients(*part)) for part in parts])
 
     def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
         """See StackedLayer."""
-        if self._kept is None or weights is None:
+        if not self._bound.kept or weights is None:
             return super().add_sums(backprops, weights)
         by_node = torch.diag_embed(weights).flatten(0, 1).t()  # [N, B * N]: one product, which copies nothing
-        for name, gradients in self._kept.items():  # [B, N, P]
+        for name, gradients in self._bound.kept.items():  # [B, N, P]
             self._sums[name].add_((by_node @ gradients.flatten(0, 1)).view(self._sums[name].shape))
         return None
 

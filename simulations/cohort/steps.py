@@ -29,13 +29,16 @@ class Steps:
         members: Sequence[Member],
         start: Tensor,
         values: Tensor,
+        corrections: Tensor | None = None,
     ) -> None:
+        """`corrections` [N, d]: what is added to each averaged gradient (variates.py)."""
         self._model = model
         self._sums = sums
         self._plan = submission.plan
         self._claim = submission.claim
         self._start = start
         self._values = values.copy_(start)
+        self._corrections = corrections
         self._pool = Pool(members, model.device)
         self._draws = [member.randomness() for member in members]
         self._denominators = [self._plan.privacy.sampling_rate * member.declared_size for member in members]
@@ -101,10 +104,14 @@ class Steps:
         if self._optimizer is None:
             for row, total, share in zip(self._values, self._totals, averaging, strict=True):
                 row.add_(total, alpha=-self._plan.training.learning_rate * share)
+            if self._corrections is not None:
+                self._values.add_(self._corrections, alpha=-self._plan.training.learning_rate)
             return
         self._totals.mul_(torch.tensor(averaging, device=self._totals.device).unsqueeze(1))
         if self._plan.aggregation.proximal_mu:
             self._totals.add_(self._values - self._start, alpha=self._plan.aggregation.proximal_mu)
+        if self._corrections is not None:
+            self._totals.add_(self._corrections)
         self._values.grad = self._totals
         self._optimizer.step()
         self._values.grad = None

@@ -80,18 +80,27 @@ class CohortTrainer:
         self._sums = CohortSums(model, submission.plan.privacy.record_clip_norm)
 
     def train_together(
-        self, parameters: Parameters, members: Sequence[Member], out: Tensor | None = None
+        self,
+        parameters: Parameters,
+        members: Sequence[Member],
+        out: Tensor | None = None,
+        corrections: Tensor | None = None,
     ) -> CohortUpdate:
         """`local-steps` steps of every member from `parameters`, all in one batch: one group of `groups_of`.
 
-        `out` [N, d] float32, on the model's device: where the trained parameters are put.
+        `out` [N, d] float32, on the model's device: where the trained parameters are put. `corrections`, the
+        same: what is added to each averaged gradient.
         """
+        if (corrections is None) == (self._plan.aggregation.strategy == "scaffold"):
+            raise ValueError("corrections and strategy 'scaffold' come together")
         start = self._model.joined(parameters)
         values = torch.empty(len(members), self._model.size, device=self._model.device) if out is None else out
-        together = self._steps(members, start, values)
+        together = self._steps(members, start, values, corrections)
         parts = [together]
         if not together.are_repeatable or not together.hastily():
-            parts = [self._steps([m], start, values[n : n + 1]) for n, m in enumerate(members)]
+            rows = [slice(n, n + 1) for n in range(len(members))]
+            added = [corrections[row] if corrections is not None else None for row in rows]
+            parts = [self._steps([m], start, values[r], c) for m, r, c in zip(members, rows, added, strict=True)]
             for part in parts:
                 part.carefully()
         if self._plan.aggregation.update_precision == "bfloat16":  # what leaves: the nearest of its values
@@ -99,8 +108,8 @@ class CohortTrainer:
         taken_out = (part.taken_out for part in parts) if len(parts) == len(members) else [0] * len(members)
         return CohortUpdate(self._model, values, tuple(taken_out), self._done(parts))
 
-    def _steps(self, members: Sequence[Member], start: Tensor, values: Tensor) -> Steps:
-        return Steps(self._model, self._sums, self._submission, members, start, values)
+    def _steps(self, members: Sequence[Member], start: Tensor, values: Tensor, corrections: Tensor | None) -> Steps:
+        return Steps(self._model, self._sums, self._submission, members, start, values, corrections)
 
     def _done(self, parts: Sequence[Steps]) -> dict[str, str]:
         """What the steps did, as they reported it, and not as the plan asks for it: the auditor compares the two."""
