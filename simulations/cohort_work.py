@@ -33,6 +33,7 @@ from .cohort.model import CohortModel
 from .cohort.trainer import CohortTrainer
 from .crew import Order, Result
 from .shelf import Shelf
+from .variates import Variates
 from .world import World
 
 # Values times rows from which a sum is worth sharing out; what of them one pass takes, so that it stays in the caches.
@@ -48,13 +49,20 @@ class CohortWork:
     """
 
     def __init__(
-        self, model: CohortModel, trainable: TrainableModel, submission: Submission, world: World, shelf: Shelf
+        self,
+        model: CohortModel,
+        trainable: TrainableModel,
+        submission: Submission,
+        world: World,
+        shelf: Shelf,
+        variates: Variates | None = None,
     ) -> None:
         self._model = model
         self._trainable = trainable
         self._submission = submission
         self._world = world
         self._shelf = shelf
+        self._variates = variates
         self._trainer = CohortTrainer(model, submission)
         self._made_of = made_of(world.task)
         self._rows = torch.from_numpy(shelf.rows)
@@ -104,12 +112,16 @@ class CohortWork:
             if order["do"] == "evaluate":
                 evaluated = evaluate(self._model, parameters, members)
                 return {"done": dict(evaluated[0].done), "sums": [one.sums for one in evaluated]}
-            update = self._trainer.train_together(parameters, members)
+            names = [member["node"] for member in order["members"]]
+            corrections = self._variates.corrections(names).to(self._model.device) if self._variates else None
+            update = self._trainer.train_together(parameters, members, corrections=corrections)
             result: Result = {"done": dict(update.done)}
             if order["clip_norm"] is not None:  # whole updates are clipped, where whole nodes are hidden
                 start = self._parameters.to(update.values.device)
                 result["within"] = clip_updates(start, update.values, order["clip_norm"]).tolist()
-            self._rows[order["rows"]] = update.values.cpu()
+            self._rows[order["rows"]] = values = update.values.cpu()
+            if self._variates is not None:
+                self._variates.note(names, self._parameters.numpy(), values.numpy())
             result["hashes"] = list(map(self._shelf.hash_of, order["rows"]))
             result["finite"] = torch.isfinite(update.values).all(dim=1).tolist()
             return result

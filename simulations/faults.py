@@ -18,7 +18,6 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -28,6 +27,7 @@ from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters, to_record
 from ..privacy.parameters import Array
 from ..privacy.plan import FaultsSection, Lie
+from .grid import AroundGrid
 
 DROP, DELAY = "drop", "delay"
 KINDS = (DROP, DELAY, "nan", "flip-signs", "scale")
@@ -116,42 +116,17 @@ class Faults:
         return _uniform(self._seed, "fault", self._round, name, self._asked.get(name, 0))
 
 
-class LossyGrid(Grid):
-    """A Grid on which requests to train get lost."""
+class LossyGrid(AroundGrid):
+    """A Grid on which requests to train get lost. Who is lost in a round is there in the next."""
 
     def __init__(self, grid: Grid, faults: Faults) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._faults = faults
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """The replies to those that arrive."""
         arriving = [message for message in messages if self._faults.reaches(message)]
-        yield from self._grid.send_and_receive(arriving, timeout=timeout)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Not for faults: a federation sends and receives."""
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Not for faults: a federation sends and receives."""
-        raise NotImplementedError
-
-    def get_node_ids(self) -> Iterable[int]:
-        """All nodes: who is lost in a round is there in the next."""
-        return self._grid.get_node_ids()
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As the grid does."""
-        return self._grid.create_message(*args, **kwargs)
-
-    @property
-    def run(self) -> Any:
-        """The grid's run."""
-        return self._grid.run
-
-    def set_run(self, run: Any) -> None:
-        """As the grid does."""
-        self._grid.set_run(run)
+        yield from self.inner.send_and_receive(arriving, timeout=timeout)
 
 
 def liars(section: FaultsSection, seed: int, names: Collection[str]) -> dict[str, Lie]:

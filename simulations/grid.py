@@ -7,6 +7,7 @@ views. Drops, delays and lies are made by a `Fault`, which sees each reply on it
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -97,3 +98,39 @@ class LocalGrid(Grid):
 
     def _faulted(self, message: Message, reply: Message) -> Message | None:
         return self._fault(message, reply) if self._fault else reply
+
+
+class AroundGrid(Grid):
+    """A Grid around another, as it is. Who inherits from it sees the requests of a federation, and the replies."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.inner = grid
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """As the grid does."""
+        return self.inner.send_and_receive(messages, timeout=timeout)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """As the grid does."""
+        return self.inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """As the grid does."""
+        return self.inner.pull_messages(message_ids)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """As the grid does."""
+        return self.inner.get_node_ids()
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """As the grid does."""
+        return self.inner.create_message(*args, **kwargs)
+
+    @property
+    def run(self) -> Run:
+        """The grid's."""
+        return self.inner.run
+
+    def set_run(self, run: Run) -> None:
+        """As the grid does."""
+        self.inner.set_run(run)

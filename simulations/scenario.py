@@ -49,6 +49,7 @@ from .nodes import REMEMBERED, NodeFolders, simulated_node
 from .onlooker import Onlooker
 from .rehearsal import is_sure_of_opacus
 from .shelf import Shelf
+from .variates import HearingGrid, Variates, corrected, settled
 from .views import RoundView, Views
 from .world import World
 
@@ -56,6 +57,7 @@ from .world import World
 # more than the cohort engine takes to train a small model in ten nodes.
 ROUNDS_ACCOUNTED = 20
 SHELF = "round.bin"  # in the folder of answers: those of the round that is under way
+VARIATES = "variates.bin"
 POLICY = "policy.cedar"  # in the run's folder: what its nodes ask, where they ask a policy
 
 
@@ -108,6 +110,8 @@ class Scenario:
         check_sizes(plan, world)
         if policy is not None and plan.privacy.is_central:
             raise UsageError("--policy: with unit 'node' the nodes have no ledgers and ask no policy", "leave it out")
+        if engine == "ray" and plan.aggregation.strategy == "scaffold":
+            raise UsageError("--engine ray: strategy 'scaffold' keeps what it must in this machine", "--engine auto")
         submission = simulated_submission(plan)
         scenario = cls(plan, submission, folder, world, device, ledgers, engine, processes)
         scenario.engine  # noqa: B018 -- an engine that cannot train the model is said before anything is written
@@ -152,13 +156,17 @@ class Scenario:
         asked = policy if policy.exists() else None
         folders = NodeFolders(self.ledgers, self._answers, asked, self._shelf, self._own)
         return {
-            name: simulated_node(self.world, name, self.submission.plan, folders, self._workshop)
+            name: simulated_node(self.world, name, self.submission.plan, folders, self._workshop_of(name))
             for name in self.world.shares
         }
 
     @property
     def _workshop(self) -> Workshop:
         return self._bench.trainer if self.engine.model is None else self._bench.reserve
+
+    def _workshop_of(self, name: str) -> Workshop:
+        variates = self._variates
+        return corrected(self._bench, variates, name) if variates is not None else self._workshop
 
     def muster(self) -> None:
         """Start the processes that train; best before anything else of this process runs in threads."""
@@ -172,19 +180,21 @@ class Scenario:
         faults = self._faults(names)
         local = self._grid(names, fault or faults, onlooker.catch_up)
         held = local if isinstance(local, CohortGrid) else None
-        grid: Grid = local
+        grid: Grid = local if self._variates is None else HearingGrid(local, self._variates)
         if faults is not None:
-            grid = LossyGrid(local, faults)
+            grid = LossyGrid(grid, faults)
+        look = onlooker.look if self._variates is None else settled(self._variates, onlooker.look)
         checkpoints = self.folder.checkpoints(self.submission, survives_power_cut=False)
         with local_log(self.folder), closing(local):
-            federation = self._federation(grid, checkpoints, onlooker.look, names, held)
+            federation = self._federation(grid, checkpoints, look, names, held)
             try:
                 state = federation.run()
             finally:
                 onlooker.catch_up()
         self.folder.write_model(self.submission, state)
-        if self._shelf is not None:
-            self._shelf.clear()
+        for kept in (self._shelf, self._variates):
+            if kept is not None:
+                kept.clear()
         return replace(state, excluded=federation.refused | state.excluded)
 
     def _federation(
@@ -270,7 +280,17 @@ class Scenario:
     @cached_property
     def _work(self) -> CohortWork | None:
         model, shelf = self.engine.model, self._shelf
-        return CohortWork(model, self.trainable, self.submission, self.world, shelf) if model and shelf else None
+        if model is None or shelf is None:
+            return None
+        return CohortWork(model, self.trainable, self.submission, self.world, shelf, self._variates)
+
+    @cached_property
+    def _variates(self) -> Variates | None:
+        """What SCAFFOLD's nodes keep from round to round."""
+        if self.plan.aggregation.strategy != "scaffold":
+            return None
+        at = self.folder.root / VARIATES
+        return Variates(at, self.trainable.initial, list(self.world.shares), self.plan.training)
 
     @cached_property
     def _crew(self) -> Crew | None:

@@ -6,23 +6,30 @@ c stays their mean, and a round that is done again after a crash begins with wha
 """
 
 import mmap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..client.bench import Bench
 from ..client.draw import Draw
+from ..client.node import Workshop
 from ..client.randomness import drawn
+from ..client.tasks.protocol import Source
 from ..client.training import LocalTrainer
+from ..privacy.budget.book import DeclaredDataset
 from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters
 from ..privacy.parameters import Array, Parameters
 from ..privacy.plan import TrainingSection
+from ..privacy.submission import Submission
 from ..server.checkpoints import State
+from .grid import AroundGrid
 
 _PAGE = mmap.PAGESIZE
 
@@ -53,7 +60,9 @@ class Variates:
             if isinstance(record, ArrayRecord) and isinstance(config, ConfigRecord):
                 control = to_parameters(record)
                 self._control[:] = np.concatenate([control[name].reshape(-1) for name in self._model])
-                self._rounds[-1] = config[words.ROUND]
+                number = config[words.ROUND]
+                assert isinstance(number, int), "the federation wrote it"
+                self._rounds[-1] = number
                 return
 
     def corrections(self, names: Sequence[str]) -> Tensor:
@@ -96,6 +105,20 @@ class Variates:
         return {name: part.reshape(shape) for (name, shape), part in parts}
 
 
+class HearingGrid(AroundGrid):
+    """A Grid on whose way to the nodes c is heard."""
+
+    def __init__(self, grid: Grid, variates: Variates) -> None:
+        super().__init__(grid)
+        self._variates = variates
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """As the grid does."""
+        asked = list(messages)
+        self._variates.hear(asked)
+        return self.inner.send_and_receive(asked, timeout=timeout)
+
+
 class CorrectedTrainer:
     """See node.Trainer: a LocalTrainer of one node whose steps are corrected."""
 
@@ -121,3 +144,25 @@ class CorrectedTrainer:
     def done(self) -> Mapping[str, str]:
         """See node.Trainer."""
         return self._local.done()
+
+
+def corrected(bench: Bench, variates: Variates, name: str) -> Workshop:
+    """See node.Workshop."""
+
+    def made(submission: Submission, dataset: DeclaredDataset, source: Source) -> CorrectedTrainer:
+        local = LocalTrainer(
+            bench.trainable(submission, with_gradients=False), submission, source, dataset.declared_size
+        )
+        return CorrectedTrainer(local, variates, name)
+
+    return made
+
+
+def settled(variates: Variates, look: Callable[[State], None]) -> Callable[[State], None]:
+    """Settle a round that is durable, then look at it."""
+
+    def settle(state: State) -> None:
+        variates.settle(state)
+        look(state)
+
+    return settle
