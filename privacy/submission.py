@@ -7,7 +7,7 @@ signature over these bytes comes with the channel; the fields that it covers are
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -91,11 +91,16 @@ class Submission:
         return hash_of_bytes(self.canonical)
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Self:
+    def from_bytes(cls, content: bytes) -> "Submission":
         """The submission in canonical bytes from outside; anything else raises UsageError."""
-        submission = cls(read_envelope(content, _Body))
-        check_canonical(content, submission.canonical)
-        return submission
+        return _read(content)
+
+
+@lru_cache(maxsize=4)  # every node of a simulation reads the same bytes, and what they say never changes
+def _read(content: bytes) -> Submission:
+    submission = Submission(read_envelope(content, _Body))
+    check_canonical(content, submission.canonical)
+    return submission
 
 
 def resolve(

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import Protocol
 
 # Three descriptors each, where 1024 are what many systems allow a process.
-MOST_OPEN = 256
+MOST_OPEN = 192
 
 
 class Closable(Protocol):
