@@ -122,13 +122,17 @@ def lines(setting: Setting, everybody: list[Measured], before: float) -> Iterato
             Line(setting.name, one.contender.name, ours.ms, one.ms, ratio),
             [
                 one.contender.name,
-                f"{one.ms:.1f}",
-                f"{min(medians):.1f} - {max(medians):.1f}",
-                f"{median(run.mean_ms for run in one.runs):.1f}",
+                shown(one.ms),
+                f"{shown(min(medians))} - {shown(max(medians))}",
+                shown(median(run.mean_ms for run in one.runs)),
                 f"{one.loss:.2f}",
                 f"{ratio:.2f}" if ratio else "learns otherwise",
             ],
         )
+
+
+def shown(ms: float) -> str:
+    return f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
 
 
 def compared(setting: Setting, given: argparse.Namespace, console: Console) -> list[Line]:
