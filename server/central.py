@@ -99,7 +99,9 @@ class CentralSum:
 
     def values(self) -> NDArray[np.float64]:
         """The sum, [d] in the model's order of names. It is not private: only its noised form may be used."""
-        return self._counts * self._unit
+        values: NDArray[np.float64] = self._counts.astype(np.float64)
+        values *= self._unit
+        return values
 
     @property
     def counted(self) -> float:
