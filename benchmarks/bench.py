@@ -41,7 +41,8 @@ SETTINGS = (
     Setting("CNN 37k, DP-SGD", "small-cnn", 44, 4, 0.5, is_private=True),
 )
 QUICK_ROUNDS = 4
-ALIKE = 0.25  # how far a loss may be from the contenders' median, in parts of how far that fell
+# How far a peer's loss may be from privet's: in parts of how far that fell; and where it hardly fell.
+ALIKE, LEAST_ALIKE = 0.15, 0.03
 
 
 @dataclass(slots=True)
@@ -110,13 +111,12 @@ def lines(setting: Setting, everybody: list[Measured], before: float) -> Iterato
     """Each contender's line, and the cells of its row. `before`: the loss of the model that all begin with."""
     ours = everybody[0]
     assert ours.ms is not None
-    learned = median(one.loss for one in everybody if one.runs)
+    nearby = max(ALIKE * (before - ours.loss), LEAST_ALIKE)
     for one in everybody:
         if one.ms is None:
             yield Line(setting.name, one.contender.name, ours.ms), [one.contender.name, one.failed]
             continue
-        is_alike = abs(one.loss - learned) <= ALIKE * (before - learned)
-        ratio = one.ms / ours.ms if is_alike else None
+        ratio = one.ms / ours.ms if abs(one.loss - ours.loss) <= nearby else None
         medians = [run.median_ms for run in one.runs]
         yield (
             Line(setting.name, one.contender.name, ours.ms, one.ms, ratio),
