@@ -12,7 +12,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from .budget.accounting import epsilon_of, rounded_up, shown
+from .budget.accounting import EPSILON_DIGITS, epsilon_of, rounded_up, shown
 from .budget.calibration import calibrated_noise
 from .budget.charge import charged_events, evaluation_events, noisy_steps, sampling_rate_of
 from .envelope import FORMAT, Envelope, canonical_of, check_canonical, hash_of_bytes, read_envelope, time_text
@@ -163,7 +163,8 @@ def claim_of(plan: Plan) -> Claim | None:
                 [f"noise-multiplier {privacy.noise_multiplier:g} costs epsilon {shown(epsilon)}, more than any claim"],
                 "raise noise-multiplier (of privacy or evaluation), or claim nothing with unit 'none'",
             )
-        return Claim(epsilon=float(rounded_up(epsilon)), noise_multiplier=privacy.noise_multiplier)
+        least = max(rounded_up(epsilon), EPSILON_DIGITS)  # where delta alone would do, a claim is still a number
+        return Claim(epsilon=float(least), noise_multiplier=privacy.noise_multiplier)
     assert privacy.epsilon is not None, "a validated plan has exactly one of the two"
     steps = noisy_steps(plan, plan.attempts_charged)
     others = evaluation_events(plan, plan.evaluations_charged)
