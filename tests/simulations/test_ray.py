@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from decimal import Decimal
@@ -82,6 +84,11 @@ def cluster() -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         head = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
+        end, pause = time.monotonic() + SECONDS, threading.Event()
+        while "Ray runtime started" not in (told := (folder / "log").read_text(encoding="utf-8")):
+            assert head.poll() is None, told
+            assert time.monotonic() < end, told
+            pause.wait(0.1)
         yield f"127.0.0.1:{port}"
     finally:
         head.send_signal(signal.SIGTERM)
