@@ -1,9 +1,10 @@
-"""Flower's strategies by the plan's names, used as they are, and what of them must survive a crash.
+"""Flower's strategies by the plan's names, and what of them must survive a crash.
 
 FedAvg (McMahan et al. 2017), FedProx (Li et al. 2020), FedAvgM (Hsu et al. 2019), FedAdagrad, FedAdam and FedYogi
 (Reddi et al. 2021) need the weighted average only: it is computed as replies arrive and handed to the strategy as one
 reply. Krum and MultiKrum (Blanchard et al. 2017), Bulyan (El Mhamdi et al. 2018), median and trimmed mean (Yin et al.
-2018) compare updates and get them all. SCAFFOLD is not Flower's: scaffold.py.
+2018) compare updates and get them all; the first three are helped with their arithmetic (selection.py). SCAFFOLD
+(Karimireddy et al. 2020) is not Flower's (scaffold.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,6 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
-    Bulyan,
     FedAdagrad,
     FedAdam,
     FedAvg,
@@ -22,8 +22,6 @@ from flwr.serverapp.strategy import (
     FedProx,
     FedTrimmedAvg,
     FedYogi,
-    Krum,
-    MultiKrum,
 )
 from numpy.typing import NDArray
 
@@ -31,6 +29,7 @@ from ..privacy.channel import words
 from ..privacy.errors import FederationError, PlanError
 from ..privacy.plan import Plan
 from .scaffold import Scaffold
+from .selection import Bulyan, Krum, MultiKrum
 
 _CLASSES: dict[str, Callable[..., FedAvg]] = {
     "fedavg": FedAvg,

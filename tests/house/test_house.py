@@ -48,6 +48,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
         "server/roll_call.py",
         "server/run_grid.py",
         "server/scaffold.py",
+        "server/selection.py",
         "server/strategies.py",
         "server/witnesses.py",
         "simulations/cohort_grid.py",
