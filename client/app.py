@@ -15,6 +15,7 @@ from ..privacy.budget.witness import Countersigned, head_text, read_countersigne
 from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters, to_record
 from ..privacy.errors import LedgerError, PrivetError, Refusal, RefusedError
+from ..privacy.parameters import Parameters, Unchanging
 from .answers import Answer
 from .node import Begun, Carried, Request
 from .participant import Participant
@@ -26,6 +27,7 @@ _APP_FAILED = "app-failed"
 
 Stage = Literal["describe", "initial", "train", "evaluate"]
 Handler = Callable[[Participant, Message], RecordDict]
+Read = Callable[[ArrayRecord], Parameters]
 
 _Result = TypeVar("_Result")
 
@@ -54,9 +56,37 @@ class Asked:
     step: Begun | Answer | Message
 
 
-def begun_together(asked: Iterable[tuple[Participant, Message]]) -> list[Asked]:
+class Reader:
+    """Reads the model that several nodes of one process are asked with, and hashes it, once.
+
+    What is the same is told by identity, of bytes that cannot change; another array, name or order is read anew. The
+    last model is remembered: one round is asked at a time.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[str, str, object]] = []
+        self._last: Unchanging | None = None
+
+    def __call__(self, record: ArrayRecord) -> Parameters:
+        """The record's arrays, as `to_parameters` reads and checks them."""
+        parts: list[tuple[str, str, object]] = [(name, array.stype, array.data) for name, array in record.items()]
+        if self._last is None or not _is_same(parts, self._parts):
+            self._last, self._parts = Unchanging(to_parameters(record)), parts
+        return self._last
+
+
+def _is_same(some: Sequence[tuple[str, str, object]], others: Sequence[tuple[str, str, object]]) -> bool:
+    return len(some) == len(others) and all(
+        one[:2] == other[:2] and one[2] is other[2] and type(one[2]) is bytes
+        for one, other in zip(some, others, strict=True)
+    )
+
+
+def begun_together(asked: Iterable[tuple[Participant, Message]], read: Read = to_parameters) -> list[Asked]:
     """Let several nodes begin what each is asked to train or to evaluate; each by itself, as it would alone."""
-    return [Asked(node, message, _surely(node, message, partial(_begun, node, message))) for node, message in asked]
+    return [
+        Asked(node, message, _surely(node, message, partial(_begun, node, message, read))) for node, message in asked
+    ]
 
 
 def finished_together(
@@ -81,8 +111,8 @@ def _finished_reply(asked: Asked, results: Iterator[Carried], is_held: bool) -> 
     return step
 
 
-def _begun(node: Participant, message: Message) -> Begun | Answer:
-    return node.begin(_request("train" if message.metadata.message_type == words.TRAIN else "evaluate", message))
+def _begun(node: Participant, message: Message, read: Read) -> Begun | Answer:
+    return node.begin(_request("train" if message.metadata.message_type == words.TRAIN else "evaluate", message, read))
 
 
 def _finished(node: Participant, begun: Begun, carried: Carried | None) -> Answer:
@@ -190,7 +220,7 @@ def _witnessed(message: Message) -> Countersigned | None:
         raise _malformed(error.message) from None
 
 
-def _request(stage: Stage, message: Message) -> Request:
+def _request(stage: Stage, message: Message, read: Read = to_parameters) -> Request:
     content = message.content
     config = content.get(words.CONFIG)
     arrays = content.get(words.ARRAYS)
@@ -199,7 +229,7 @@ def _request(stage: Stage, message: Message) -> Request:
     submission, number, attempt = (config.get(key) for key in (words.SUBMISSION, words.ROUND, words.ATTEMPT))
     if not isinstance(submission, bytes) or type(number) is not int or type(attempt) is not int:
         raise _malformed("submission, round or attempt is missing or of another type")
-    parameters = to_parameters(arrays) if arrays is not None else {}
+    parameters = read(arrays) if arrays is not None else {}
     brought = (_bytes(config, key) for key in (words.SIGNATURE, words.CERTIFICATES, words.COHORT))
     witnessed, clip_norm = _witnessed(message), config.get(words.CLIP_NORM)
     if not isinstance(clip_norm, float | None):

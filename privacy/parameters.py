@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,33 @@ def is_same(one: Parameters, other: Parameters) -> bool:
     )
 
 
+class Unchanging(Mapping[str, Array]):
+    """Parameters that nobody can change, so that many nodes of one process hash them once. [d] float32, read-only."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        if any(array.flags.writeable for array in parameters.values()):
+            raise ValueError("an array that can be written may become another one")
+        self._parameters = dict(parameters)
+
+    def __getitem__(self, name: str) -> Array:
+        return self._parameters[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    @cached_property
+    def hash(self) -> str:
+        """See `hash_of`."""
+        return hash_of(self._parameters)
+
+
 def hash_of(parameters: Parameters) -> str:
     """SHA-256 over names, shapes and bytes, in the order of names. Hexadecimal."""
+    if isinstance(parameters, Unchanging):
+        return parameters.hash
     digest = hashlib.sha256()
     for name in sorted(parameters):
         array = np.asarray(parameters[name], order="C")  # ascontiguousarray would give a scalar a dimension

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from ..client.app import Asked, begun_together, finished_together
+from ..client.app import Asked, Reader, begun_together, finished_together
 from ..client.node import Begun
 from ..client.participant import Participant
 from ..privacy.channel import words
@@ -75,6 +75,7 @@ class CohortGrid(LocalGrid):
         self._crew = crew
         self._at_once = at_once
         self._meanwhile = meanwhile
+        self._read = Reader()
         self._is_summed = is_summed and fault is None
         self._row_of: dict[int, int] = {}  # by node, of the answers whose update is not in them
         self._added: list[tuple[int, float]] = []
@@ -133,7 +134,8 @@ class CohortGrid(LocalGrid):
     def _begun(self, messages: list[Message]) -> "_Group":
         for message in messages:
             self._number(message)
-        asked = begun_together((self._parties[message.metadata.dst_node_id].node, message) for message in messages)
+        nodes = ((self._parties[message.metadata.dst_node_id].node, message) for message in messages)
+        asked = begun_together(nodes, self._read)
         those = [(one.node, one.step) for one in asked if isinstance(one.step, Begun)]
         order = self._work.order(those) if those else None
         return _Group(asked, order, self._crew.give(order) if order is not None else None)
