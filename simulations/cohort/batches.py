@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...client.randomness import Randomness
@@ -66,11 +67,11 @@ class Pool:
 
     def batch(self, samples: Sequence[Tensor]) -> Batch | None:
         """The records that each member has drawn, by its own numbers of them; None when nobody has drawn any."""
-        counts = [len(sample) for sample in samples]
+        placed = [self._placed(node, sample.numpy()) for node, sample in enumerate(samples)]
+        counts = [len(own) for own in placed]
         longest = max(counts)
         if longest == 0:
             return None
-        placed = [self._placed(node, sample.numpy()) for node, sample in enumerate(samples)]
         places = np.full((longest, len(samples)), placed[counts.index(longest)][0], dtype=np.int64)
         for node, own in enumerate(placed):
             places[: len(own), node] = own
@@ -91,7 +92,7 @@ class Pool:
         )
         return inputs, targets
 
-    def _placed(self, node: int, sample: "np.typing.NDArray[np.int64]") -> "np.typing.NDArray[np.int64]":
+    def _placed(self, node: int, sample: NDArray[np.int64]) -> NDArray[np.int64]:
         """A member's own numbers of records as places in the pool."""
         indices = self._indices[node]
         return sample + self._offsets[node] if indices is None else indices[sample] + self._offsets[node]

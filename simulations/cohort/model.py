@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -100,8 +101,8 @@ class CohortModel:
 
     def joined(self, parameters: Parameters) -> Tensor:
         """A node's trainable parameters as one vector, [d] float32, on the device."""
-        parts = [torch.from_numpy(parameters[slot.name].astype("float32").reshape(-1)) for slot in self.slots]
-        return torch.cat(parts).to(self.device)
+        values = np.concatenate([parameters[slot.name].reshape(-1) for slot in self.slots], dtype=np.float32)  # a copy
+        return torch.from_numpy(values).to(self.device)
 
     def views(self, values: Tensor) -> dict[str, Array]:
         """A vector [d] in this process's memory as named parameters, not copied."""

@@ -115,3 +115,11 @@ class Steps:
         self._values.grad = self._totals
         self._optimizer.step()
         self._values.grad = None
+
+    def _subtract(self, rates: Sequence[float]) -> None:
+        """Each node's total times its rate; at once where all have one."""
+        if len(set(rates)) == 1:
+            self._values.sub_(self._totals, alpha=rates[0])
+            return
+        for row, total, rate in zip(self._values, self._totals, rates, strict=True):
+            row.sub_(total, alpha=rate)
