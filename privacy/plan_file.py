@@ -20,6 +20,7 @@ from .toml_file import problems_of
 PLAN_BYTES = 64 * 1024
 
 Table = dict[str, object]
+_INNER_TABLE = ["simulation", "faults"]  # the only table in a table
 _SET = "mend what --set says; privet plan new PLAN writes a plan with every key explained"
 _CHECK = "mend the plan, then: privet plan check {}"
 _AnyPlan = TypeVar("_AnyPlan", bound=BaseModel)
@@ -110,7 +111,7 @@ def _override(table: Table, assignment: str) -> str:
 def is_key(text: str) -> bool:
     """Whether it is spelled as `--set` names a key: `section.key`, or `simulation.faults.key`."""
     parts = text.strip().split(".")
-    return 2 <= len(parts) <= 3 and all(parts)
+    return all(parts) and (len(parts) == 2 or (len(parts) == 3 and parts[:2] == _INNER_TABLE))
 
 
 def toml_value(text: str) -> object:

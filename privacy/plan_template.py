@@ -19,7 +19,7 @@ spare-rounds = 2           # charged with the rest, used when an attempt is lost
 
 [aggregation]
 strategy = "fedavg"        # fedavg fedprox fedavgm fedadagrad fedadam fedyogi; or, keeping all updates of a round in
-                           # memory, krum multikrum bulyan fedmedian fedtrimmedavg
+                           # memory, krum multikrum bulyan fedmedian fedtrimmedavg; scaffold, in simulations
 fraction = 1.0             # of the nodes, in each round
 min-nodes = 2              # fewer answers than this end the run
 # participations = 10      # public cap on a node's rounds (where fraction is below 1): all that it is charged for
@@ -49,6 +49,14 @@ nodes = 10
 partition = "iid"          # iid | dirichlet (alpha) | shards (shards-per-node) | sizes (sizes)
 # alpha = 0.3
 held-out = 0.1             # of the records: owned by no node, to see how good the model is
+
+# [simulation.faults]      # shares of the nodes that misbehave
+# drop = 0.1               # of those asked in a round: not reached
+# delay = 0.05             # of those asked in a round: too late
+# nan = 0.0                # of all nodes, in every round, as the next two: send NaN
+# flip-signs = 0.2         # send the opposite of what they trained
+# scale = 0.0              # send scale-factor times what they trained
+# scale-factor = 10.0
 """
 
 
