@@ -35,7 +35,7 @@ class Steps:
         self._model = model
         self._sums = sums
         self._plan = submission.plan
-        self._claim = submission.claim
+        self._claim = submission.records_claim
         self._start = start
         self._values = values.copy_(start)
         self._corrections = corrections
@@ -79,10 +79,11 @@ class Steps:
 
     def _begin(self) -> float:
         """Put each node's noise where its sum will be; gives the smallest multiplier of what was put, 0 for nothing."""
-        if self._claim is None or self._plan.privacy.clip_norm is None:
+        clip_norm = self._plan.privacy.record_clip_norm
+        if self._claim is None or clip_norm is None:
             self._totals.zero_()
             return 0.0
-        multiplier, clip_norm = self._claim.noise_multiplier, self._plan.privacy.clip_norm
+        multiplier = self._claim.noise_multiplier
         pairs = zip(self._totals, self._draws, strict=True)
         return min(self._put_noise(total, draw, multiplier, clip_norm) for total, draw in pairs)
 
