@@ -123,14 +123,14 @@ class RayWorkers:
 def _join(ray: Any, cores: int) -> None:
     """Connect to the cluster that the environment names, or start one of so many cores."""
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get(ADDRESS)
+    address = os.environ.get(ADDRESS) or "local"
     ours = {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": _LOOPBACK}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's own, on what it will do otherwise in future
-            ray.init(address=address or "local", **quiet, **({} if address else ours))
+            ray.init(address=address, **quiet, **(ours if address == "local" else {}))
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"no cluster of Ray at {address}" if address else "Ray cannot be started"
+        where = "Ray cannot be started" if address == "local" else f"no cluster of Ray at {address}"
         raise UsageError(f"{where}: {_reason(error)}", f"mend {ADDRESS}, or unset it") from None
 
 

@@ -311,7 +311,7 @@ class Scenario:
             ledgers=str(self.ledgers.absolute()),
             policy=str(policy) if policy.exists() else None,
             working=str(Path.cwd()),
-            device=str(self._device),
+            device=self._device.type,  # Ray shows a worker its own GPU, and no other
             nodes=len(self.world.shares),
         )
         return RayGrid(place, contexts, self._processes, fault)
