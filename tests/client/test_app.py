@@ -15,9 +15,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from privet.client.answers import Answer, Answers
-from privet.client.app import client_app, replies_together
+from privet.client.app import begun_together, client_app, finished_together
 from privet.client.draw import Draw
 from privet.client.node import Begun, Carried, Node
+from privet.client.participant import Participant
 from privet.client.tasks.protocol import Partition, Records
 from privet.privacy.budget.guard import Guard
 from privet.privacy.budget.keys import SigningKey
@@ -323,8 +324,7 @@ def test_no_text_of_an_exception_leaves(
 
 def test_disk_that_cannot_be_written_tells_the_server_nothing(wire: Wire, make_submission: Make) -> None:
     """What fails beside the task is not the server's business either; Flower alone would send the text."""
-    wire.answers.rmdir()
-    wire.answers.write_text("a file where the folder was")
+    wire.answers.write_text("a file where the folder would be")
     assert wire.code(words.TRAIN, content(make_submission(private=True))) == APP_FAILED
 
 
@@ -355,7 +355,7 @@ def wires_of(tmp_path: Path, count: int = 3) -> list[Wire]:
     return [Wire(tmp_path / f"node-{number}") for number in range(count)]
 
 
-def asked_of(wires: list[Wire], kind: str, sent: RecordDict) -> list[tuple[Node, Message]]:
+def asked_of(wires: list[Wire], kind: str, sent: RecordDict) -> list[tuple[Participant, Message]]:
     return [(wire.node, wire.grid.create_message(sent, kind, 7, "1")) for wire in wires]
 
 
@@ -370,11 +370,18 @@ class Company:
         self.names: list[list[str]] = []
         self._leaves_alone = leaves_alone
 
-    def __call__(self, begun: Sequence[tuple[Node, Begun]]) -> list[Carried] | None:
+    def __call__(self, begun: Sequence[tuple[Participant, Begun]]) -> list[Carried] | None:
         self.names.append([node.name for node, _ in begun])
         if self._leaves_alone:
             return None
         return [Carried(Answer({"weight": part.request.parameters["weight"] + 2}), {"steps": "2"}) for _, part in begun]
+
+
+def replies_together(asked: list[tuple[Participant, Message]], company: Company) -> list[Message]:
+    """As a grid has nodes answer together: all begin, those that have begun are carried out, and each finishes."""
+    begun = begun_together(asked)
+    those = [(one.node, one.step) for one in begun if isinstance(one.step, Begun)]
+    return finished_together(begun, company(those) if those else None)
 
 
 def test_what_several_begin_is_carried_out_together(tmp_path: Path, make_submission: Make) -> None:
