@@ -116,6 +116,7 @@ class Ledger:
         self._purpose = purpose
         self._clock = clock
         self._among = among
+        self._is_closed = False
         self._opened: sqlite3.Connection | None = connected(path)
         self._left: tuple[int, str] = (0, GENESIS)  # the newest entry when the file was let go of: number and hash
         self._end: tuple[int, str] | None = None  # the newest entry, while a transaction lasts and where it is known
@@ -277,6 +278,7 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the file; the last to do so folds the write-ahead log into it, so that one file is the ledger."""
+        self._is_closed = True
         if self._among is not None:
             self._among.forget(self)
         if self._opened is not None:
@@ -293,6 +295,8 @@ class Ledger:
 
     @property
     def _connection(self) -> sqlite3.Connection:
+        if self._is_closed:
+            raise LedgerError(f"{self.path}: it was closed", "open it again")
         if self._among is not None:
             self._among.used(self)
         if self._opened is None:
