@@ -145,38 +145,48 @@ def _faults(plan: Plan) -> Json | None:
 
 def _nodes(scenario: Scenario, state: State, deeds: ByRound) -> list[Json]:
     """Each node's own, at the same epsilon for all where whole nodes are hidden: the server's ledger has no nodes."""
+    counts, names = _counted(deeds), scenario.world.shares
     if not scenario.submission.plan.privacy.is_central:
-        return [_node(scenario, state, name, deeds, scenario.standing(name)) for name in scenario.world.shares]
-    (standing,) = scenario.standings()
-    lost = Counter(name for report in state.history for name in report.failures)
-    answered = {name: asked - lost[name] for name, asked in state.participations.items()}
-    return [
-        _node(scenario, state, name, deeds, replace(standing, answered=answered.get(name, 0)))
-        for name in scenario.world.shares
-    ]
+        standings = {name: scenario.standing(name) for name in names}
+    else:
+        (standing,) = scenario.standings()
+        lost = Counter(name for report in state.history for name in report.failures)
+        answered = {name: asked - lost[name] for name, asked in state.participations.items()}
+        standings = {name: replace(standing, answered=answered.get(name, 0)) for name in names}
+    failures = _failures(state, deeds)
+    return [_node(scenario, state, name, standings[name], failures.get(name), counts.get(name, {})) for name in names]
 
 
-def _node(scenario: Scenario, state: State, name: str, deeds: ByRound, standing: Standing) -> Json:
-    failure = state.history[-1].failures.get(name) if state.history else None
-    missed = [word for kind, word in _MISSED.items() if failure and name in deeds.get(state.round, {}).get(kind, ())]
-    reason = state.excluded.get(name) or next(iter(missed), failure)
+def _failures(state: State, deeds: ByRound) -> dict[str, str]:
+    """Why nodes are missing from the last round, by name; where a fault is why no answer came, its word."""
+    failures = dict(state.history[-1].failures) if state.history else {}
+    words = {name: word for kind, word in _MISSED.items() for name in deeds.get(state.round, {}).get(kind, ())}
+    return {name: words.get(name, why) for name, why in failures.items()}
+
+
+def _node(
+    scenario: Scenario, state: State, name: str, standing: Standing, failure: str | None, did: Mapping[str, int]
+) -> Json:
     return {
         "name": name,
         "declared_size": len(scenario.world.shares[name].indices),
         "epsilon": float(standing.epsilon) if standing.epsilon is not None else None,
         "epsilon_executed": float(standing.epsilon_executed) if standing.epsilon_executed is not None else None,
         "state": "refused" if name in state.excluded else "failed" if failure else "finished",
-        "reason": reason,
+        "reason": state.excluded.get(name) or failure,
         "rounds_answered": standing.answered,
         "labels": scenario.world.labels_of(name),
-        "faults": _counted(name, deeds),
+        "faults": dict(did),
     }
 
 
-def _counted(name: str, deeds: ByRound) -> dict[str, int]:
-    """In how many rounds a node did what."""
-    counts = {kind: sum(name in did.get(kind, ()) for did in deeds.values()) for kind in FAULTS}
-    return {kind: count for kind, count in counts.items() if count}
+def _counted(deeds: ByRound) -> dict[str, dict[str, int]]:
+    """By node, in how many rounds it did what."""
+    counts: dict[str, dict[str, int]] = {}
+    for kind in FAULTS:
+        for name, count in Counter(name for did in deeds.values() for name in did.get(kind, ())).items():
+            counts.setdefault(name, {})[kind] = count
+    return counts
 
 
 def _round(view: RoundView, deeds: ByRound) -> Json:
