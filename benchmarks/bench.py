@@ -124,6 +124,7 @@ def lines(setting: Setting, everybody: list[Measured], before: float) -> Iterato
                 one.contender.name,
                 shown(one.ms),
                 f"{shown(min(medians))} - {shown(max(medians))}",
+                shown(min(min(run.times_ms) for run in one.runs)),
                 shown(median(run.mean_ms for run in one.runs)),
                 f"{one.loss:.2f}",
                 f"{ratio:.2f}" if ratio else "learns otherwise",
@@ -144,7 +145,7 @@ def compared(setting: Setting, given: argparse.Namespace, console: Console) -> l
     title = f"{setting.name}, cohort {setting.cohort}, {setting.rounds} rounds, loss at first {before:.2f}"
     table = Table(title=title, title_justify="left")
     table.add_column("contender", no_wrap=True)
-    for column in ("ms a round", "spread", "mean", "loss", "ratio"):
+    for column in ("ms a round", "spread", "best", "mean", "loss", "ratio"):
         table.add_column(column, justify="right")
     found = []
     for line, cells in lines(setting, everybody, before):
