@@ -60,7 +60,8 @@ class StackedConvolution(RecordwiseLayer):
 
     def derivative(self, backprops: Tensor) -> Tensor:
         """By what went in, from that by what came out: [B, N * O, H', W'] -> [B, N * C, H, W]."""
-        found, _ = self._backward(backprops, self._seen(), self._kernel(), self._nodes * self._groups, by_input=True)
+        inputs, kernel = (values.to(backprops.dtype) for values in (self._seen(), self._kernel()))
+        found, _ = self._backward(backprops, inputs, kernel, self._nodes * self._groups, by_input=True)
         return found
 
     def _kernel(self) -> Tensor:

@@ -117,9 +117,11 @@ class StackedLayer(nn.Module, ABC):
         return output
 
     def _seen(self) -> Tensor:
-        if self._bound.inputs is None:
+        """What went in; float32, or numbers of tokens."""
+        inputs = self._bound.inputs
+        if inputs is None:
             raise ValueError("a gradient is asked for before a forward pass")
-        return self._bound.inputs
+        return inputs.float() if inputs.is_floating_point() else inputs
 
 
 class RecordwiseLayer(StackedLayer):
@@ -172,9 +174,9 @@ def lengths(vectors: Tensor) -> Tensor:
     at worst; what underflows there is far below the guard's absolute part; what overflows is done again.
     """
     if vectors.shape[-1] >= _LONG and vectors.shape[-1] % _PIECE == 0:
-        pieces = torch.linalg.vector_norm(vectors.unflatten(-1, (-1, _PIECE)), dim=-1)
-        found: Tensor = torch.linalg.vector_norm(pieces, dim=-1, dtype=torch.float64)
-        if bool(torch.isfinite(found.sum())):
-            return found
-    found = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
+        pieces = torch.linalg.vector_norm(vectors.reshape(*vectors.shape[:-1], -1, _PIECE), dim=-1)
+        by_pieces = lengths(pieces)
+        if bool(torch.isfinite(by_pieces.sum())):
+            return by_pieces
+    found: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
     return found

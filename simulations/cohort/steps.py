@@ -103,8 +103,7 @@ class Steps:
         """One step of the optimiser by the averages of what was summed."""
         averaging = [1 / (self._sums.scale * denominator) for denominator in self._denominators]
         if self._optimizer is None:
-            for row, total, share in zip(self._values, self._totals, averaging, strict=True):
-                row.add_(total, alpha=-self._plan.training.learning_rate * share)
+            self._subtract([self._plan.training.learning_rate * share for share in averaging])
             if self._corrections is not None:
                 self._values.add_(self._corrections, alpha=-self._plan.training.learning_rate)
             return

@@ -14,22 +14,23 @@ from torch import Tensor
 from ...client.clipping import HELD_RECORDS, clip_weights, scale_of
 from .batches import Batch
 from .model import CohortModel
-from .passes import passed
+from .passes import Precision, passed
 from .tape import Found
 
 
 class CohortSums:
     """Adds clipped (without a clip norm: unclipped) sums to what a model is bound to, each times `scale`."""
 
-    def __init__(self, model: CohortModel, clip_norm: float | None) -> None:
+    def __init__(self, model: CohortModel, clip_norm: float | None, precision: Precision = "float32") -> None:
         self._model = model
+        self._precision = precision
         self.clip_norm = clip_norm
         self.scale = 1.0 if clip_norm is None else scale_of(clip_norm)
 
     def add(self, batch: Batch) -> list[Tensor]:
         """All nodes in one pass; gives what must be finite: losses [B, N], and norms [B, N] where it clips."""
         try:
-            losses, found = passed(self._model, batch)
+            losses, found = passed(self._model, batch, self._precision)
             norms = self._norms(found, losses)
             _add_sums(found, None if norms is None else clip_weights(norms, self.clip_norm or 0.0))
             return [losses] if norms is None else [losses, norms]
@@ -46,7 +47,7 @@ class CohortSums:
     def _added_unless(self, batch: Batch) -> Tensor | None:
         """Which of one node's records are finite, [B], when not all are; None when they are, and have been added."""
         try:
-            losses, found = passed(self._model, batch)
+            losses, found = passed(self._model, batch, self._precision)
             norms = self._norms(found, losses)
             finite = torch.isfinite(losses) if norms is None else torch.isfinite(losses) & torch.isfinite(norms)
             if not bool(finite.all()):

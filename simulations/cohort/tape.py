@@ -37,7 +37,7 @@ class Tape:
         self._stages = stages
         self._first = first
         self._nodes = nodes
-        self._backs: list[Back] = []
+        self._backs: list[tuple[torch.dtype, Back]] = []
         self._found: Found = []
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -55,7 +55,8 @@ class Tape:
         """From the loss's derivatives by the outputs: those by what each trained layer gave. Once."""
         found: Tensor | None = derivatives
         while found is not None and self._backs:
-            found = self._backs.pop()(found)
+            kind, back = self._backs.pop()
+            found = back(found.to(kind))
         return self._found
 
     def _laid(self, values: Tensor, layout: Layout, wanted: Layout) -> Tensor:
@@ -68,7 +69,7 @@ class Tape:
         return values
 
     def _changed(self, values: Tensor, change: "Change", undo: "Change") -> Tensor:
-        self._backs.append(lambda derivatives: undo(derivatives, self._nodes))
+        self._backs.append((values.dtype, lambda derivatives: undo(derivatives, self._nodes)))
         return change(values, self._nodes)
 
     def _through(self, stage: Any, values: Tensor, layout: Layout, is_continued: bool) -> Tensor:
@@ -80,7 +81,7 @@ class Tape:
         if by_hand is None:
             return self._by_torch(stage, values, layout, is_continued)
         output, back = by_hand(stage, values)
-        self._backs.append(back)
+        self._backs.append((output.dtype, back))
         return output
 
     def _layer(self, layer: StackedLinear | StackedConvolution, output: Tensor, is_continued: bool) -> Tensor:
@@ -88,7 +89,7 @@ class Tape:
             self._found.append((layer, backprops))
             return layer.derivative(backprops) if is_continued else None
 
-        self._backs.append(back)
+        self._backs.append((output.dtype, back))
         return output
 
     def _by_torch(self, stage: Any, values: Tensor, layout: Layout, is_continued: bool) -> Tensor:
@@ -106,7 +107,7 @@ class Tape:
                 self._found.append((layer, by_layer))
             return by_input
 
-        self._backs.append(back)
+        self._backs.append((output.dtype, back))
         return output.detach()
 
 
@@ -120,7 +121,7 @@ def _derived(
         return None, None
     # By a product: torch imports sympy where it is told `grad_outputs`.
     with torch.enable_grad():
-        product = torch.dot(output.flatten(), derivatives.to(output).flatten())
+        product = torch.dot(output.flatten(), derivatives.flatten())
     parts = list(torch.autograd.grad(product, wanted, allow_unused=True))
     by_input = parts.pop(0) if taken.requires_grad else None
     return by_input, parts[0] if parts else None

@@ -17,6 +17,7 @@ from ...privacy.parameters import Array, Parameters
 from ...privacy.submission import Submission
 from .batches import Member
 from .model import CohortModel
+from .passes import Precision
 from .steps import Steps
 from .sums import CohortSums
 
@@ -67,9 +68,18 @@ class CohortUpdate:
 
 
 class CohortTrainer:
-    """Trains the nodes of one submission. `at_once`: how many share a batch, by default as `nodes_at_once` says."""
+    """Trains the nodes of one submission. `at_once`: how many share a batch, by default as `nodes_at_once` says.
 
-    def __init__(self, model: CohortModel, submission: Submission, at_once: int | None = None) -> None:
+    `precision`: of the products in a pass (passes.py). Parameters are float32, and a claim is the same in either.
+    """
+
+    def __init__(
+        self,
+        model: CohortModel,
+        submission: Submission,
+        at_once: int | None = None,
+        precision: Precision = "float32",
+    ) -> None:
         if (submission.records_claim is None) != (submission.plan.privacy.record_clip_norm is None):
             raise ValueError("a claim and a clip norm come together: one alone would train without noise")
         self._model = model
@@ -77,7 +87,7 @@ class CohortTrainer:
         self._plan = submission.plan
         self._claim = submission.records_claim
         self.at_once = at_once or nodes_at_once(model.size, model.device)
-        self._sums = CohortSums(model, submission.plan.privacy.record_clip_norm)
+        self._sums = CohortSums(model, submission.plan.privacy.record_clip_norm, precision)
 
     def train_together(
         self,
