@@ -42,11 +42,18 @@ class Deeds:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._noted: list[str] = []
 
     def note(self, number: int, kind: str, name: str) -> None:
-        """Keep one. A round that is carried out again after a crash has the same again."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([number, kind, name]) + "\n")
+        """Keep one, with the next `write`. A round that is carried out again after a crash has the same again."""
+        self._noted.append(json.dumps([number, kind, name]) + "\n")
+
+    def write(self) -> None:
+        """Put into the file what was noted: before the round's checkpoint is written."""
+        noted, self._noted = self._noted, []
+        if noted:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(noted)
 
     def until(self, last_round: int) -> ByRound:
         """By round and kind the names of those who did it, each once, in order; later rounds are of a lost try."""
@@ -74,7 +81,7 @@ class Faults:
         self._liars = liars(section, seed, self._names.values())
         self._round = 0
         self._asked: dict[str, int] = {}
-        self._deeds = deeds
+        self.deeds = deeds
 
     def reaches(self, request: Message) -> bool:
         """Whether the node gets to see it."""
@@ -84,7 +91,7 @@ class Faults:
         self._asked[name] = self._asked.get(name, 0) + 1
         is_dropped = self._chance(name) < self._section.drop
         if is_dropped:
-            self._deeds.note(self._round, DROP, name)
+            self.deeds.note(self._round, DROP, name)
         return not is_dropped
 
     def __call__(self, request: Message, reply: Message) -> Message | None:
@@ -93,11 +100,11 @@ class Faults:
         if name is None or not reply.has_content():
             return reply
         if self._chance(name) < self._section.drop + self._section.delay:
-            self._deeds.note(self._round, DELAY, name)
+            self.deeds.note(self._round, DELAY, name)
             return None
         if name not in self._liars:
             return reply
-        self._deeds.note(self._round, self._liars[name], name)
+        self.deeds.note(self._round, self._liars[name], name)
         lie = _LIES[self._liars[name]]
         return _told(request, reply, lambda model, update: lie(model, update, self._section.scale_factor))
 
@@ -126,7 +133,10 @@ class LossyGrid(AroundGrid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """The replies to those that arrive."""
         arriving = [message for message in messages if self._faults.reaches(message)]
-        yield from self.inner.send_and_receive(arriving, timeout=timeout)
+        try:
+            yield from self.inner.send_and_receive(arriving, timeout=timeout)
+        finally:
+            self._faults.deeds.write()
 
 
 def liars(section: FaultsSection, seed: int, names: Collection[str]) -> dict[str, Lie]:

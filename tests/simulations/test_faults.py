@@ -82,7 +82,9 @@ def answer_to(request: Message) -> Message:
 
 
 def arriving(faults: Faults, request: Message) -> Message | None:
-    return faults(request, answer_to(request)) if faults.reaches(request) else None
+    reply = faults(request, answer_to(request)) if faults.reaches(request) else None
+    faults.deeds.write()
+    return reply
 
 
 def scenario_of(plan: Plan, folder: Path, engine: EngineName = "auto") -> Scenario:
@@ -133,6 +135,7 @@ def test_only_training_goes_wrong(tmp_path: Path, kind: str) -> None:
         faults = faults_of(tmp_path, **section)
         assert faults.reaches(request)
         assert faults(request, reply) is reply
+        faults.deeds.write()
     assert Deeds(tmp_path / "faults.jsonl").until(1) == {}
 
 
@@ -228,6 +231,7 @@ def test_what_a_crash_left_of_a_line_is_passed_over(tmp_path: Path) -> None:
     deeds = Deeds(tmp_path / "faults.jsonl")
     deeds.note(1, "drop", "node-1")
     deeds.note(2, "nan", "node-2")
+    deeds.write()
     with (tmp_path / "faults.jsonl").open("a") as file:
         file.write('[2, "na')
     assert deeds.until(2) == {1: {"drop": ["node-1"]}, 2: {"nan": ["node-2"]}}
