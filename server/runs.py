@@ -15,10 +15,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from ..privacy.budget.guard import SERVERS_CLAIM
 from ..privacy.budget.ledger import Clock, system_clock
-from ..privacy.errors import FederationError, InterruptedRunError, PrivetError, Refusal, RefusedError, UsageError
+from ..privacy.errors import (
+    FederationError,
+    InterruptedRunError,
+    PlanError,
+    PrivetError,
+    Refusal,
+    RefusedError,
+    UsageError,
+)
 from ..privacy.plan_app import AnySubmission, AppSubmission, submission_of
 from ..privacy.signed import SignedSubmission
+from ..privacy.submission import Submission
 from .run_book import RunBook
 from .run_folder import RunFolder
 from .run_grid import RunGrid
@@ -186,6 +196,8 @@ class Runs:
             raise UsageError(
                 f"runs of kind {_kind_of(submission)} are not carried out here", "submit a plan with a task"
             )
+        if isinstance(submission, Submission) and submission.plan.privacy.is_central:
+            raise PlanError([SERVERS_CLAIM[0]], SERVERS_CLAIM[1])
         self._check_room()
 
     def _check_room(self) -> None:

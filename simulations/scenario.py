@@ -110,6 +110,8 @@ class Scenario:
         check_sizes(plan, world)
         if policy is not None and plan.privacy.is_central:
             raise UsageError("--policy: with unit 'node' the nodes have no ledgers and ask no policy", "leave it out")
+        if engine == "ray" and plan.privacy.is_central:
+            raise UsageError("--engine ray: with unit 'node' all nodes train in this process", "--engine auto")
         if engine == "ray" and plan.aggregation.strategy == "scaffold":
             raise UsageError("--engine ray: strategy 'scaffold' keeps what it must in this machine", "--engine auto")
         submission = simulated_submission(plan)

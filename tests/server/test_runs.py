@@ -61,6 +61,15 @@ def test_submitted_run_is_carried_out_and_its_model_written(make: Make, tmp_path
     np.testing.assert_allclose(load(content)["w"], 4 * (10 * 0.5 + 20 * 1.0 + 30 * 1.5) / 60)
 
 
+def test_claim_that_the_servers_noise_would_keep_is_not_carried_out(make: Make, tmp_path: Path) -> None:
+    """An institution cannot check that noise, so no deployment makes the claim."""
+    claim = ("privacy.unit=node", "privacy.noise-multiplier=1.0", "privacy.delta=1e-3", "privacy.clip-norm=1.0")
+    runs = runs_in(tmp_path)
+    with pytest.raises(UsageError, match="simulated only"):
+        runs.submit(handed_in(make(*claim, "run.spare-rounds=0")), "tester")
+    assert runs.book.records() == []
+
+
 def test_who_was_asked_and_never_answered_has_not_trained(make: Make, tmp_path: Path) -> None:
     nodes = [*three()[:2], FakeNode("node-3", train=lambda *_: Refusal.TASK_FAILED.value)]
     runs = runs_in(tmp_path, lambda: LocalRunGrid(nodes))
