@@ -108,13 +108,13 @@ class Line:
 
 
 def lines(setting: Setting, everybody: list[Measured], before: float) -> Iterator[tuple[Line, list[str]]]:
-    """Each contender's line, and the cells of its row. `before`: the loss of the model that all begin with."""
+    """Each contender's line, and the cells of its row where it has one. `before`: the loss of the model that all begin with."""
     ours = everybody[0]
     assert ours.ms is not None
     nearby = max(ALIKE * (before - ours.loss), LEAST_ALIKE)
     for one in everybody:
         if one.ms is None:
-            yield Line(setting.name, one.contender.name, ours.ms), [one.contender.name, one.failed]
+            yield Line(setting.name, one.contender.name, ours.ms), []
             continue
         ratio = one.ms / ours.ms if abs(one.loss - ours.loss) <= nearby else None
         medians = [run.median_ms for run in one.runs]
@@ -127,7 +127,7 @@ def lines(setting: Setting, everybody: list[Measured], before: float) -> Iterato
                 shown(min(min(run.times_ms) for run in one.runs)),
                 shown(median(run.mean_ms for run in one.runs)),
                 f"{one.loss:.2f}",
-                f"{ratio:.2f}" if ratio else "learns otherwise",
+                f"{ratio:.2f}" if ratio else "unlike",
             ],
         )
 
@@ -149,10 +149,14 @@ def compared(setting: Setting, given: argparse.Namespace, console: Console) -> l
         table.add_column(column, justify="right")
     found = []
     for line, cells in lines(setting, everybody, before):
-        table.add_row(*cells)
+        if cells:
+            table.add_row(*cells)
         if line.peer != "privet":
             found.append(line)
     console.print(table)
+    for one in everybody:
+        if not one.runs:
+            console.print(f"{one.contender.name}: {one.failed}", highlight=False, markup=False, soft_wrap=True)
     return found
 
 
