@@ -108,7 +108,7 @@ class Line:
 
 
 def lines(setting: Setting, everybody: list[Measured], before: float) -> Iterator[tuple[Line, list[str]]]:
-    """Each contender's line, and the cells of its row where it has one. `before`: the loss of the model that all begin with."""
+    """Each contender's line, and the cells of its row, if any. `before`: the loss of the model that all begin with."""
     ours = everybody[0]
     assert ours.ms is not None
     nearby = max(ALIKE * (before - ours.loss), LEAST_ALIKE)
