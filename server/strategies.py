@@ -87,7 +87,12 @@ def show_model(strategy: FedAvg, round_number: int, arrays: ArrayRecord, config:
 
 
 def check_deployable(plan: Plan) -> None:
-    """Raise PlanError for a strategy whose nodes must keep what only simulated nodes keep."""
+    """Raise PlanError for what only `privet simulate` can do: a strategy whose nodes keep something, and faults."""
+    if plan.simulation is not None and plan.simulation.faults is not None and plan.simulation.faults.is_any:
+        raise PlanError(
+            ["simulation.faults: only privet simulate makes faults"],
+            "take [simulation.faults] out, or use privet simulate",
+        )
     if plan.aggregation.strategy == "scaffold":
         raise PlanError(
             ["aggregation.strategy: 'scaffold' has control variates at the nodes, which only privet simulate keeps"],

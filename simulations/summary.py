@@ -103,7 +103,7 @@ def _told_of_faults(result: Mapping[str, Any]) -> Iterator[str]:
     counts = Counter[str]()
     for entry in result["history"]:
         counts.update(entry["faults"])
-    yield f"faults: {', '.join(f'{count} {_DEEDS[kind]}' for kind, count in counts.items()) or 'none came up'}"
+    yield f"faults: {', '.join(f'{_DEEDS[kind]} {count}' for kind, count in counts.items()) or 'none came up'}"
     if result["accuracy_without_faults"] is not None:
         yield f"accuracy {result['accuracy_without_faults']:.3f} with the same plan without faults"
     if result["accuracy_under_fedavg"] is not None:

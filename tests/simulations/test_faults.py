@@ -18,8 +18,11 @@ from privet.client.tasks.registry import load_task
 from privet.privacy.channel import words
 from privet.privacy.channel.arrays import to_parameters, to_record
 from privet.privacy.channel.flower import empty_run, identify_process
+from privet.privacy.errors import PlanError
 from privet.privacy.plan import FaultsSection, Plan
 from privet.server.run_folder import RunFolder
+from privet.server.simulated import simulated_submission
+from privet.server.strategies import check_deployable
 from privet.simulations.comparisons import comparisons
 from privet.simulations.engine import EngineName
 from privet.simulations.faults import Deeds, Faults, liars
@@ -268,6 +271,15 @@ def test_fedavg_breaks_where_strategies_that_compare_updates_hold(make_plan: Mak
     ):
         given = [f"aggregation.{key}" for key in (f"strategy={strategy}", *keys)]
         assert accuracy(make_plan, tmp_path / strategy, *ATTACK, *given) > 0.8, strategy
+
+
+def test_faults_are_no_part_of_a_submission_and_refused_where_nobody_makes_them(make_plan: Make) -> None:
+    plan = make_plan("simulation.faults.drop=0.1")
+    assert simulated_submission(plan).plan.simulation is None
+    assert b"drop" not in simulated_submission(plan).canonical
+    with pytest.raises(PlanError, match="only privet simulate makes faults"):
+        check_deployable(plan)
+    check_deployable(make_plan("simulation.faults.drop=0.0"))
 
 
 def test_comparisons_change_one_thing_each(make_plan: Make) -> None:
