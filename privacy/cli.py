@@ -13,6 +13,7 @@ from .errors import PlanError, UsageError
 from .plan import NAME_PATTERN, TASK_GROUP, Plan
 from .plan_app import AppPlan
 from .plan_file import read_any_plan
+from .plan_strategies import OWN_STRATEGIES
 from .plan_template import plan_template
 
 plan_app = typer.Typer(help="Write a plan, check one, see what it will cost.", no_args_is_help=True)
@@ -125,6 +126,8 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(f"strategy {plan.aggregation.strategy!r} keeps all updates of a round in the server's memory")
     if plan.privacy.is_private and plan.keeps_updates:
         notes.append("under noise, updates of honest nodes differ too: robust strategies then find fewer liars")
+    if plan.aggregation.strategy in OWN_STRATEGIES:
+        notes.append(f"strategy {plan.aggregation.strategy!r} is simulated only, no deployment carries it out")
     if plan.privacy.is_central:
         notes.append("unit 'node' is protected by the server's noise: simulated only, no deployment carries it out")
     elif plan.aggregation.fraction < 1 and plan.aggregation.participations is None and plan.privacy.is_private:

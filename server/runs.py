@@ -35,6 +35,7 @@ from .run_grid import RunGrid
 from .run_job import CarryOut, Job, Standing
 from .run_notices import Notices
 from .run_record import NewRun, RunError, RunRecord, RunState
+from .strategies import check_deployable
 
 __all__ = ["APP", "TRAINING", "Check", "FolderOf", "GridOf", "RunGrid", "Runs"]
 
@@ -198,6 +199,8 @@ class Runs:
             )
         if isinstance(submission, Submission) and submission.plan.privacy.is_central:
             raise PlanError([SERVERS_CLAIM[0]], SERVERS_CLAIM[1])
+        if isinstance(submission, Submission):
+            check_deployable(submission.plan)
         self._check_room()
 
     def _check_room(self) -> None:

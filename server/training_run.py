@@ -17,7 +17,6 @@ from .minds import GridMinds
 from .replies import code_in
 from .run_job import Job
 from .run_record import RunState
-from .strategies import check_deployable
 from .witnesses import Witnesses
 
 KIND = "training"
@@ -39,7 +38,6 @@ class TrainingRuns:
         """Train to the last round and write the model. See run_job.CarryOut."""
         submission = job.submission
         assert isinstance(submission, Submission), "the kind of a submission is found before it is carried out"
-        check_deployable(submission.plan)
         checkpoints = job.folder.checkpoints(submission)
         diary = _Diary(job)
         state = self._trained(job, submission, checkpoints, diary)

@@ -70,6 +70,13 @@ def test_claim_that_the_servers_noise_would_keep_is_not_carried_out(make: Make, 
     assert runs.book.records() == []
 
 
+def test_strategy_whose_nodes_must_keep_something_is_not_carried_out(make: Make, tmp_path: Path) -> None:
+    runs = runs_in(tmp_path)
+    with pytest.raises(PrivetError, match="which only privet simulate keeps"):
+        runs.submit(handed_in(make("aggregation.strategy=scaffold")), "tester")
+    assert runs.book.records() == []
+
+
 def test_who_was_asked_and_never_answered_has_not_trained(make: Make, tmp_path: Path) -> None:
     nodes = [*three()[:2], FakeNode("node-3", train=lambda *_: Refusal.TASK_FAILED.value)]
     runs = runs_in(tmp_path, lambda: LocalRunGrid(nodes))
