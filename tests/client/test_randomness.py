@@ -202,3 +202,20 @@ def test_labels_without_a_seed_are_refused() -> None:
     """Somebody would believe that the numbers can be drawn again."""
     with pytest.raises(ValueError, match="seed"):
         Draw(labels=("node-1",))
+
+
+@pytest.mark.parametrize("of_a_piece", [True, False])
+def test_noise_that_is_drawn_in_place_is_the_same_noise(of_a_piece: bool) -> None:
+    """Bit for bit, also where the place is a row among others, or every second number of one."""
+    rows = torch.zeros(3, 1001)
+    place = rows[1] if of_a_piece else rows[1, ::2]
+    SeededRandomness(5, "test").gaussian_into(place, 3.0)
+    assert torch.equal(place, SeededRandomness(5, "test").gaussian(len(place)) * 3.0)
+    assert not rows[[0, 2]].any()
+
+
+def test_noise_in_place_has_the_deviation_that_was_asked_for(randomness: Randomness) -> None:
+    """Kolmogorov and Smirnov; false alarm: 1e-6."""
+    place = torch.zeros(100_000)
+    randomness.gaussian_into(place, 3.0)
+    assert stats.kstest(place.double().numpy() / 3.0, "norm").pvalue > ALPHA

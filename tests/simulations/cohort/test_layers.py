@@ -134,6 +134,14 @@ CASES = {
     "frozen-conv-bias": Case(lambda: without_gradient(convolution(kernel_size=3)(), 0, "bias"), PLANE),
     "frozen-norm-weight": Case(lambda: without_gradient(mlp(nn.LayerNorm(6)), 1, "weight"), (5,)),
     "custom-forward": Case(Custom, (1, 6, 6)),
+    "custom-in-a-chain": Case(lambda: nn.Sequential(Custom(), nn.Tanh(), nn.Linear(CLASSES, CLASSES)), (1, 6, 6)),
+    "softmax-after-norm-of-planes": Case(
+        lambda: nn.Sequential(nn.GroupNorm(1, 2), nn.Conv2d(2, 3, 3), nn.Softmax(1), nn.Flatten(), nn.Linear(48, 4)),
+        PLANE,
+    ),
+    "embedding-of-a-frozen-linear": Case(
+        lambda: frozen(nn.Sequential(nn.Embedding(9, 5), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 4)), 1), (), tokens=9
+    ),
 }
 # Opacus fails on the first, and takes the others for padded with zeros (the probe refuses them).
 NOT_FOR_OPACUS = {("relu-in-place", True), ("conv-circular", True), ("conv-1d-reflect", True)}
