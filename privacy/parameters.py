@@ -25,6 +25,11 @@ def problem_of(parameters: Parameters, like: Parameters | None = None) -> str | 
         return f"more than {MOST_VALUES} values"
     if like is not None and shapes_of(parameters) != shapes_of(like):
         return "other names or shapes than the model that was sent"
+    return parameters.problem if isinstance(parameters, Unchanging) else _problem_in(parameters)
+
+
+def _problem_in(parameters: Parameters) -> str | None:
+    """Of names and values."""
     for name, array in parameters.items():
         if not 0 < len(name) <= LONGEST_NAME:
             return f"a name of {len(name)} characters, allowed are 1 to {LONGEST_NAME}"
@@ -48,7 +53,7 @@ def is_same(one: Parameters, other: Parameters) -> bool:
 
 
 class Unchanging(Mapping[str, Array]):
-    """Parameters that nobody can change, so that many nodes of one process hash them once. [d] float32, read-only."""
+    """Parameters that nobody can change: many nodes of one process check and hash them once. [d] float32, read-only."""
 
     def __init__(self, parameters: Parameters) -> None:
         if any(array.flags.writeable for array in parameters.values()):
@@ -63,6 +68,11 @@ class Unchanging(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._parameters)
+
+    @cached_property
+    def problem(self) -> str | None:
+        """See `problem_of`: what of it is no matter of sizes."""
+        return _problem_in(self._parameters)
 
     @cached_property
     def hash(self) -> str:

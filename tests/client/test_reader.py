@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from privet.client.app import Reader
 from privet.privacy.channel.arrays import to_parameters, to_record
 from privet.privacy.errors import RefusedError
-from privet.privacy.parameters import Unchanging, hash_of
+from privet.privacy.parameters import Unchanging, hash_of, problem_of
 
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, np.float32)}
 
@@ -20,6 +20,15 @@ def test_same_bytes_are_read_and_hashed_once() -> None:
     assert read(record) is first
     assert read(ArrayRecord({name: record[name] for name in record})) is first
     assert hash_of(first) == hash_of(to_parameters(record)) == hash_of(MODEL)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_told_to_every_node(value: float) -> None:
+    read, record = Reader(), to_record({"w": np.array([1.0, value], np.float32)})
+    for _ in range(2):
+        assert problem_of(read(record)) == "w holds a value that is not finite"
+        assert problem_of(read(record), like=MODEL) == "other names or shapes than the model that was sent"
+    assert problem_of(read(to_record(MODEL)), like=MODEL) is None
 
 
 def test_equal_bytes_of_another_message_are_read_anew() -> None:
