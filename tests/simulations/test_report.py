@@ -333,3 +333,51 @@ def test_labels_of_meeting_lines_do_not_overlap() -> None:
     drawing = line_chart(Caption("key", "title", "description"), lines, str)
     heights = [float(y) for y in re.findall(r'class="start value[^>]*y="([\d.]+)"', drawing)]
     assert abs(heights[0] - heights[1]) >= 14
+
+
+def with_faults(shown: dict[str, Any]) -> dict[str, Any]:
+    """Every node was not reached once, and the first one lied in every round."""
+    asked = {"drop": 0.1, "delay": 0.0, "nan": 0.0, "flip_signs": 0.2, "scale": 0.0, "scale_factor": 10.0}
+    shown |= {"faults": asked, "strategy": "fedmedian"}
+    for place, entry in enumerate(shown["nodes"]):
+        entry["faults"] = {"drop": 1} | ({"flip-signs": shown["rounds"]} if place == 0 else {})
+    for entry in shown["history"][1:]:
+        entry["faults"] = {"flip-signs": 1} | ({"drop": len(shown["nodes"])} if entry["round"] == 1 else {})
+    return shown
+
+
+def compared(accuracy: float, rounds: int = 6) -> list[dict[str, Any]]:
+    return [{"round": n, "accuracy": accuracy * n / rounds, "loss": 1.0} for n in range(rounds + 1)]
+
+
+def test_report_says_who_misbehaved_and_how_often(written: Any) -> None:
+    text, page = written(with_faults(result()))
+    assert "One institution sent the opposite of what was trained." in page.text
+    assert "its ledger says what it did" in page.text
+    section = text.split('<section id="faults">')[1].split("</section>")[0]
+    assert re.findall(r"<td>([^<]*)</td>", section)[-2:] == ["4", "6"], "the totals"
+    assert "<svg" not in section, "nothing was compared"
+
+
+def test_report_shows_strategies_against_the_same_faults(written: Any) -> None:
+    histories = {"history_without_faults": compared(0.95), "history_under_fedavg": compared(0.2, rounds=3)}
+    accuracies = {"accuracy_without_faults": 0.95, "accuracy_under_fedavg": 0.2}
+    ended = {"comparisons_ended": {"under-fedavg": f"3 nodes answer in round 4 {HOSTILE}"}}
+    text, page = written(with_faults(result()) | histories | accuracies | ended)
+    section = text.split('<section id="faults">')[1].split("</section>")[0]
+    assert all(f'class="line {kind}"' in section for kind in ("private", "reference", "undefended"))
+    assert "fedmedian, no faults95.0%fedavg, these faults20.0%" in re.sub(r"\s*<[^>]*>\s*", "", section)
+    assert "under fedavg: ended before its last round, 3 nodes answer in round 4" in page.text
+    assert HOSTILE not in text
+
+
+def test_report_names_as_many_faulty_nodes_as_a_person_reads(written: Any) -> None:
+    text, _ = written(with_faults(result(nodes=60)))
+    section = text.split('<section id="faults">')[1].split("</section>")[0]
+    assert section.count('<th scope="row">node-') == 40
+    assert "and 20 more; result.json names them all" in section
+
+
+def test_report_has_no_word_of_faults_where_none_were_asked_for(written: Any) -> None:
+    text, _ = written(result())
+    assert 'id="faults"' not in text
