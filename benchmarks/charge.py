@@ -16,7 +16,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from audit import PLAN, build
+from audit import PLAN, POLICY, build
 from privet.privacy.budget.accounts import AccountBook
 from privet.privacy.budget.guard import Guard
 from privet.privacy.budget.ledger import Ledger
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.sqlite"
         print(f"writing {given.entries} entries …", file=sys.stderr)
-        key = build(path, given.entries, plans=500, parameter_sets=PARAMETER_SETS)
+        key = build(path, given.entries, plans=500, parameter_sets=PARAMETER_SETS, rules=POLICY)
         started = time.perf_counter()
         accounts = AccountBook(Ledger.open(path, purpose="deployment", owner="institution", key=key))
         opened = time.perf_counter() - started

@@ -43,7 +43,7 @@ class OpenLedgers:
         self._open.pop(ledger, None)
 
     def _let_one_go(self) -> bool:
-        for oldest in self._open:
+        for oldest in list(self._open):
             if oldest.let_go():
                 del self._open[oldest]
                 return True

@@ -186,7 +186,7 @@ class Witness:
             os.close(descriptor)
 
     def _opened(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
             return os.open(self._path, flags, _READABLE)
         except FileNotFoundError:
