@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch and flwr take seconds to import: only where something
 
     from ..server.checkpoints import State
     from ..server.run_folder import RunFolder
+    from .cohort.passes import Precision
     from .comparisons import Compared
     from .engine import EngineName
     from .scenario import Scenario
@@ -72,6 +73,9 @@ def simulate(
     processes: Annotated[
         int | None, typer.Option(help="How many processes train (default: one a core). None changes the result.", min=1)
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32 (the default), or bfloat16 to multiply in, by engine cohort.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of a summary.")] = False,
 ) -> None:
     """Train one model over simulated institutions, with the plan, the rules and the ledgers of a deployment."""
@@ -89,28 +93,28 @@ def simulate(
     torch.set_num_threads(1)
     chosen = device_of(device)
     if resume is not None:
-        if plan or out or assignments or ledgers or policy or engine or seed is not None:
+        if plan or out or assignments or ledgers or policy or engine or precision or seed is not None:
             raise UsageError("--resume goes on with the plan in its folder", "give --resume DIR alone")
-        kept_compare, kept_ledgers, trained_by = _kept_options(resume)
-        scenario = Scenario.resumed(_folder(resume), chosen, kept_ledgers, trained_by, processes)
+        kept_compare, kept_ledgers, trained_by, bits = _kept_options(resume)
+        scenario = Scenario.resumed(_folder(resume), chosen, kept_ledgers, trained_by, processes, bits)
         compare = compare or kept_compare
     else:
-        trained_by = _engine(engine or "auto")
+        trained_by, bits = _engine(engine or "auto"), _precision(precision or "float32")
         asked = _plan(plan or "digits", assignments or [], seed)
         from ..client.tasks.registry import load_task
 
         rules = read_rules(policy) if policy else None
         world = World.of(asked, load_task(asked.run.task))
         folder = _folder(out or _free_folder(asked.run.name))
-        scenario = Scenario.begun(asked, folder, world, chosen, ledgers, rules, trained_by, processes)
-    _keep_options(scenario.folder.root, compare, scenario.ledgers, trained_by)
+        scenario = Scenario.begun(asked, folder, world, chosen, ledgers, rules, trained_by, processes, bits)
+    _keep_options(scenario.folder.root, compare, scenario.ledgers, trained_by, bits)
     if scenario.engine.name == "cohort":
         keep_memory()
     with closing(scenario):
         state = _carried_out(scenario, console)
         others = comparisons(scenario.plan) if compare else {}
         compared = {
-            kind: _compared(scenario, kind, other, chosen, trained_by, processes, console)
+            kind: _compared(scenario, kind, other, chosen, (trained_by, processes, bits), console)
             for kind, other in others.items()
         }
         _finish(scenario, state, compared, time.monotonic() - started, as_json)
@@ -142,8 +146,7 @@ def _compared(
     kind: str,
     plan: Plan,
     device: "torch.device",
-    engine: "EngineName",
-    processes: int | None,
+    how: "tuple[EngineName, int | None, Precision]",
     console: Console,
 ) -> "Compared":
     """One comparison. That it cannot go on is a result too: a model that faults have broken trains no more."""
@@ -152,9 +155,9 @@ def _compared(
 
     folder = _folder(scenario.folder.root / kind)
     if folder.submission.exists():
-        other = Scenario.resumed(folder, device, engine=engine, processes=processes)
+        other = Scenario.resumed(folder, device, None, *how)
     else:
-        other = Scenario.begun(plan, folder, scenario.world, device, engine=engine, processes=processes)
+        other = Scenario.begun(plan, folder, scenario.world, device, None, None, *how)
     with closing(other):
         try:
             return Compared(other.views.until(_carried_out(other, console).round))
@@ -211,17 +214,27 @@ def _engine(name: str) -> "EngineName":
     raise UsageError(f"--engine {name}: not one of {', '.join(ENGINES)}", "--engine auto")
 
 
-def _keep_options(root: Path, compare: bool, ledgers: Path, engine: str) -> None:
-    kept = {"compare": compare, "ledgers": str(ledgers.resolve()), "engine": engine}
+def _precision(name: str) -> "Precision":
+    from .engine import PRECISIONS
+
+    for known in PRECISIONS:
+        if name == known:
+            return known
+    raise UsageError(f"--precision {name}: not one of {', '.join(PRECISIONS)}", "--precision float32")
+
+
+def _keep_options(root: Path, compare: bool, ledgers: Path, engine: str, precision: str) -> None:
+    kept = {"compare": compare, "ledgers": str(ledgers.resolve()), "engine": engine, "precision": precision}
     (root / _OPTIONS).write_text(json.dumps(kept), encoding="utf-8")
 
 
-def _kept_options(root: Path) -> "tuple[bool, Path | None, EngineName]":
+def _kept_options(root: Path) -> "tuple[bool, Path | None, EngineName, Precision]":
     path = root / _OPTIONS
     if not path.exists():
-        return False, None, "auto"
+        return False, None, "auto", "float32"
     try:
         options = json.loads(path.read_text(encoding="utf-8"))
-        return bool(options["compare"]), Path(options["ledgers"]), _engine(options["engine"])
+        engine, precision = _engine(options["engine"]), _precision(options.get("precision", "float32"))
+        return bool(options["compare"]), Path(options["ledgers"]), engine, precision
     except (ValueError, KeyError, TypeError, UsageError):
         raise UsageError(f"{path}: not what privet wrote", "restore the file, or begin a new run") from None

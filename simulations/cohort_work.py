@@ -30,6 +30,7 @@ from ..server.aggregation import ROUNDING
 from .cohort.batches import Member
 from .cohort.evaluation import evaluate
 from .cohort.model import CohortModel
+from .cohort.passes import Precision
 from .cohort.trainer import CohortTrainer
 from .crew import Order, Result
 from .shelf import Shelf
@@ -56,6 +57,7 @@ class CohortWork:
         world: World,
         shelf: Shelf,
         variates: Variates | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self._model = model
         self._trainable = trainable
@@ -63,7 +65,7 @@ class CohortWork:
         self._world = world
         self._shelf = shelf
         self._variates = variates
-        self._trainer = CohortTrainer(model, submission)
+        self._trainer = CohortTrainer(model, submission, precision=precision)
         self._made_of = made_of(world.task)
         self._rows = torch.from_numpy(shelf.rows)
         self._parameters = torch.from_numpy(_shared(np.float32, model.size))
@@ -146,6 +148,10 @@ class CohortWork:
         """Of a model that need not be the next orders' one, the scores on what is held out. One at a time."""
         self._scored.copy_(self._model.joined(model))
         return {"do": "score"}
+
+    def update_in(self, row: int) -> Parameters:
+        """The update in a row, where it lies."""
+        return self._shelf.answer(row, "").parameters
 
     def sum_orders(self, rows: Sequence[int], shares: Sequence[float], processes: int) -> list[Order]:
         """How the sum of rows, each times its share, is computed: a part of the model for each process."""

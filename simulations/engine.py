@@ -11,10 +11,12 @@ from typing import Literal
 
 import torch
 
+from ..privacy.errors import UsageError
 from ..privacy.plan import Plan
 from ..privacy.submission import Submission
 from .cohort.check import checked_model
 from .cohort.model import CohortModel
+from .cohort.passes import Precision
 from .cohort.trainer import nodes_at_once
 from .cohort.unsupported import UnsupportedError
 from .crew import can_fork
@@ -22,6 +24,7 @@ from .ray_installed import require_ray
 from .world import World
 
 EngineName = Literal["auto", "cohort", "sequential", "ray"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 ENGINES: tuple[EngineName, ...] = ("auto", "cohort", "sequential", "ray")
 
 
@@ -33,22 +36,37 @@ class Engine:
     why: str
     model: CohortModel | None = None
     at_once: int = 1
+    precision: Precision = "float32"
 
     @classmethod
-    def chosen(cls, asked: EngineName, world: World, submission: Submission, device: torch.device) -> "Engine":
-        """What was asked for; by itself the faster one that can train the model. Raises UnsupportedError."""
+    def chosen(
+        cls,
+        asked: EngineName,
+        world: World,
+        submission: Submission,
+        device: torch.device,
+        precision: Precision = "float32",
+    ) -> "Engine":
+        """What was asked for; by itself the faster one that can train the model.
+
+        Raises UnsupportedError for a model that only others can train than was asked for, or in that precision.
+        """
         if asked == "ray":
             require_ray()
         if asked in ("sequential", "ray"):
+            if precision != "float32":
+                raise UsageError(f"--precision {precision}: engine {asked} has float32 alone", "--engine cohort")
             return cls(asked, "as asked")
         try:
             model = checked_model(world.task, submission.plan, device)
         except UnsupportedError as error:
-            if asked == "cohort":
+            if asked == "cohort" or precision != "float32":
                 raise
             return cls("sequential", error.layer.partition("\n")[0])
         at_once = min(nodes_at_once(model.size, device), len(world.shares))
-        return cls("cohort", f"{at_once} node{'s' if at_once > 1 else ''} at once", model, at_once)
+        why = f"{at_once} node{'s' if at_once > 1 else ''} at once"
+        why += "" if precision == "float32" else f", multiplied in {precision}"
+        return cls("cohort", why, model, at_once, precision)
 
 
 def processes_for(engine: Engine, plan: Plan, world: World, asked: int | None) -> int:

@@ -38,6 +38,7 @@ from ..server.run_folder import RunFolder
 from ..server.simulated import simulated_submission
 from ..server.witnesses import witnesses_in
 from .central import central_ledger, central_nodes, central_rounds
+from .cohort.passes import Precision
 from .cohort_grid import CohortGrid, Party
 from .cohort_work import CohortWork
 from .crew import Crew
@@ -77,8 +78,9 @@ class Scenario:
         ledgers: Path | None = None,
         engine: EngineName = "auto",
         processes: int | None = None,
+        precision: Precision = "float32",
     ) -> None:
-        """`processes`: how many train, at most; by default one for each core."""
+        """`processes`: how many train, at most; by default one for each core. `precision`: what they multiply in."""
         self.plan = plan
         self.submission = submission
         self.folder = folder
@@ -88,6 +90,7 @@ class Scenario:
         self._device = device
         self._asked = engine
         self._processes = processes
+        self._precision = precision
         self._own = OwnSignatures(REMEMBERED)
         # Unfit tasks are found before anything is charged; by their gradients where the engine is chosen.
         self.trainable = self._bench.trainable(submission, with_gradients=False)
@@ -105,6 +108,7 @@ class Scenario:
         policy: Rules | None = None,
         engine: EngineName = "auto",
         processes: int | None = None,
+        precision: Precision = "float32",
     ) -> "Scenario":
         """A new run: resolved, checked, and written down so that it can be resumed. `policy`: every node asks it."""
         check_sizes(plan, world)
@@ -115,7 +119,7 @@ class Scenario:
         if engine == "ray" and plan.aggregation.strategy == "scaffold":
             raise UsageError("--engine ray: strategy 'scaffold' keeps what it must in this machine", "--engine auto")
         submission = simulated_submission(plan)
-        scenario = cls(plan, submission, folder, world, device, ledgers, engine, processes)
+        scenario = cls(plan, submission, folder, world, device, ledgers, engine, processes, precision)
         scenario.engine  # noqa: B018 -- an engine that cannot train the model is said before anything is written
         folder.begin(plan, submission)
         if policy is not None:
@@ -130,11 +134,12 @@ class Scenario:
         ledgers: Path | None = None,
         engine: EngineName = "auto",
         processes: int | None = None,
+        precision: Precision = "float32",
     ) -> "Scenario":
         """The run that was begun in this folder."""
         plan, submission = folder.read()
         world = World.of(plan, load_task(plan.run.task))
-        return cls(plan, submission, folder, world, device, ledgers, engine, processes)
+        return cls(plan, submission, folder, world, device, ledgers, engine, processes, precision)
 
     @property
     def plan_hash(self) -> str:
@@ -144,7 +149,7 @@ class Scenario:
     @cached_property
     def engine(self) -> Engine:
         """What trains the nodes; raises UnsupportedError for a model that the engine asked for cannot train."""
-        chosen = Engine.chosen(self._asked, self.world, self.submission, self._device)
+        chosen = Engine.chosen(self._asked, self.world, self.submission, self._device, self._precision)
         if chosen.model is None or not is_sure_of_opacus(chosen.model):
             self._bench.trainable(self.submission)
         return chosen
@@ -211,7 +216,7 @@ class Scenario:
         if self._server is not None:
             rounds = central_rounds(self.submission, self._server)
             return CentralFederation(
-                self.submission, grid, checkpoints, look, name_of=names.__getitem__, central=rounds
+                self.submission, grid, checkpoints, look, name_of=names.__getitem__, held=held, central=rounds
             )
         witnesses = witnesses_in(self.ledgers, self._own)
         return Federation(self.submission, grid, checkpoints, look, witnesses, name_of=names.__getitem__, held=held)
@@ -264,7 +269,7 @@ class Scenario:
             self._work,
             self._crew,
             self.engine.at_once,
-            is_summed=not (self.plan.keeps_updates or self.plan.privacy.is_central),
+            is_summed=not self.plan.keeps_updates,
             fault=fault,
             meanwhile=meanwhile,
         )
@@ -284,7 +289,8 @@ class Scenario:
         model, shelf = self.engine.model, self._shelf
         if model is None or shelf is None:
             return None
-        return CohortWork(model, self.trainable, self.submission, self.world, shelf, self._variates)
+        precision = self.engine.precision
+        return CohortWork(model, self.trainable, self.submission, self.world, shelf, self._variates, precision)
 
     @cached_property
     def _variates(self) -> Variates | None:

@@ -26,7 +26,7 @@ from privet.server.checkpoints import State
 from privet.server.run_folder import RunFolder
 from privet.server.simulated import simulated_submission
 from privet.simulations.cohort.unsupported import UnsupportedError
-from privet.simulations.engine import Engine, EngineName
+from privet.simulations.engine import PRECISIONS, Engine, EngineName
 from privet.simulations.grid import Fault
 from privet.simulations.scenario import Scenario
 from privet.simulations.sweep_point import run_point
@@ -401,3 +401,23 @@ def test_simulation_of_the_cohort_imports_no_compiler(tmp_path: Path) -> None:
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_products_in_half_the_bits_give_nearly_the_same_model(make_plan: Make, tmp_path: Path) -> None:
+    plan = make_plan("run.rounds=2", private=True)
+    world = World.of(plan, Sevens())
+    models = []
+    for precision in PRECISIONS:
+        folder = RunFolder(tmp_path / precision)
+        scenario = Scenario.begun(plan, folder, world, CPU, engine="cohort", precision=precision)
+        carried_out(scenario)
+        assert (precision in scenario.engine.why) == (precision == "bfloat16")
+        assert all(audit_ledger(ledger).violations == () for ledger in ledgers_of(scenario))
+        models.append(model_of(scenario))
+    assert not np.array_equal(*models)
+    assert np.allclose(*models, atol=0.01 * np.abs(models[0]).max())
+
+
+def test_half_the_bits_are_for_the_cohort_engine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(["simulate", "digits", "--engine", "sequential", "--precision", "bfloat16", "--out", str(tmp_path)]) == 2
+    assert "try: --engine cohort" in capsys.readouterr().err
