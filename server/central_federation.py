@@ -48,7 +48,11 @@ class CentralFederation(Federation):
         return gathered, asked
 
     def _take(self, reply: Message, name: str, model: Parameters, gathered: Gathered) -> Failure | None:
-        update = checked_update(reply, like=model)
+        update: Parameters | Failure
+        if self._held is not None and self._held.holds(reply):
+            update = self._held.update_of(reply.metadata.src_node_id)
+        else:
+            update = checked_update(reply, like=model)
         if isinstance(update, Failure):
             gathered.missing[name] = update
             return update

@@ -6,6 +6,7 @@ from typing import Protocol
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from ..privacy.channel import words
+from ..privacy.parameters import Parameters
 from .aggregation import HeldUpdates, RunningAverage
 from .replies import Failure
 
@@ -15,6 +16,10 @@ class Held(HeldUpdates, Protocol):
 
     def holds(self, reply: Message) -> bool:
         """Whether this answer's update is held, finite and like the model that was sent; else it is in the answer."""
+        ...
+
+    def update_of(self, node_id: int) -> Parameters:
+        """The update that this node has just answered with, where it lies: good until the next round."""
         ...
 
 

@@ -19,6 +19,7 @@ from ..client.node import Begun
 from ..client.participant import Participant
 from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters
+from ..privacy.parameters import Parameters
 from .cohort.trainer import groups_of
 from .cohort_work import CohortWork
 from .crew import Crew, Order
@@ -92,6 +93,10 @@ class CohortGrid(LocalGrid):
     def holds(self, reply: Message) -> bool:
         """See federation.Held."""
         return reply.metadata.src_node_id in self._row_of and not reply.has_error()
+
+    def update_of(self, node_id: int) -> Parameters:
+        """See gathered.Held."""
+        return self._work.update_in(self._row_of[node_id])
 
     def add(self, node_id: int, share: float) -> None:
         """See aggregation.HeldUpdates."""
