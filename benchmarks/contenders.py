@@ -13,8 +13,9 @@ from typing import Any, Literal
 HERE = Path(__file__).parent
 CORES = len(os.sched_getaffinity(0))
 MOST_SECONDS = 1800.0  # a contender that is not done by then has failed
-# One thread a process: more of them make small models several times slower.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# One thread a process: more of them make small models several times slower. pfl looks for a GPU twice in every step
+# unless it is told its device.
+FAST = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PFL_PYTORCH_DEVICE": "cpu"}
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
 
 # none; how Opacus finds per-record norms; the faster of these two, as the loops in one process were; privet's own.
@@ -91,7 +92,7 @@ def run_of(contender: Contender, setting: Setting, environments: Path) -> Run | 
         if not (environments / f"{contender.environment}.stamp").exists():
             return "not installed"
         python = environments / contender.environment / "bin" / "python"
-        script, more = HERE / "peers" / contender.script, ONE_THREAD
+        script, more = HERE / "peers" / contender.script, FAST
     asked = {
         "model": setting.model,
         "cohort": setting.cohort,
