@@ -107,10 +107,9 @@ class StackedConvolution(RecordwiseLayer):
 
     def _add_products(self, inputs: Tensor, backprops: Tensor) -> None:
         if "weight" in self._sums:
-            gradients = self._kernel_gradient(inputs, backprops, self._nodes)
-            self._sums["weight"].add_(gradients.view(self._sums["weight"].shape))
+            self._add("weight", self._kernel_gradient(inputs, backprops, self._nodes))
         if "bias" in self._sums:
-            self._sums["bias"].add_(position_sums(backprops, self._nodes).sum(dim=0))
+            self._add("bias", backprops.sum(dim=(0, 2, 3)))
 
     def _kernel_gradient(self, inputs: Tensor, backprops: Tensor, units: int) -> Tensor:
         """Of as many separate kernels as there are units, which share out the channels. Their values do not matter."""

@@ -82,9 +82,10 @@ class StackedLinear(RecordwiseLayer):
     def _add_products(self, inputs: Tensor, backprops: Tensor) -> None:
         by_node = _by_node(backprops)
         if "weight" in self._sums:
-            self._sums["weight"].baddbmm_(by_node.transpose(1, 2), _by_node(inputs))
+            beta = 0.0 if self._bound.are_cleared else 1.0
+            self._sums["weight"].baddbmm_(by_node.transpose(1, 2), _by_node(inputs), beta=beta)
         if "bias" in self._sums:
-            self._sums["bias"].add_(by_node.sum(dim=1))
+            self._add("bias", by_node.sum(dim=1))
 
 
 class StackedEmbedding(StackedLayer):
@@ -113,7 +114,7 @@ class StackedEmbedding(StackedLayer):
         sums = self._sums["weight"]
         rows = self._node_of(inputs) * sums.shape[1] + inputs
         total = sums.new_zeros(sums.shape[0] * sums.shape[1], sums.shape[2])
-        sums.add_(total.index_add_(0, rows.flatten(), backprops.flatten(0, 2)).view(sums.shape))
+        self._add("weight", total.index_add_(0, rows.flatten(), backprops.flatten(0, 2)))
 
     def _node_of(self, ids: Tensor) -> Tensor:
         return torch.arange(self._nodes, device=ids.device).view(1, -1, 1)

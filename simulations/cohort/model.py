@@ -89,6 +89,16 @@ class CohortModel:
         for chain in self._chains:
             chain.bind(len(values))
 
+    def clear_sums(self) -> None:
+        """Begin the sums that are bound anew; they can be read after `settle_sums`."""
+        for layer in self.layers:
+            layer.clear()
+
+    def settle_sums(self) -> None:
+        """Make the sums whole: zeros for a layer that had no part in what was added."""
+        for layer in self.layers:
+            layer.settle()
+
     def buffers(self) -> Iterator[Tensor]:
         """Of the task's own model and of the stacked one."""
         yield from self.plain.buffers()

@@ -26,11 +26,13 @@ class Bound:
     """What a layer computes with, and what a pass has left in it. No attributes of a module: those are slow to set.
 
     `values`, `sums`: its parameters and the sums of their gradients, [N, *shape]; views into the cohort's storage.
+    `are_cleared`: whatever stands in the sums counts as zero. They are written, and not read before.
     """
 
     nodes: int
     values: Mapping[str, Tensor]
     sums: Mapping[str, Tensor]
+    are_cleared: bool = False
     inputs: Tensor | None = None
     output: Tensor | None = None
     version: int = 0  # of the output, when it was given
@@ -51,6 +53,17 @@ class StackedLayer(nn.Module, ABC):
     def bind(self, nodes: int, values: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
         """Use these parameters [N, *shape], and add to these sums [N, *shape]: views, not copies."""
         self._bound = Bound(nodes, values, sums)
+
+    def clear(self) -> None:
+        """Begin sums anew, without a pass over memory."""
+        self._bound.are_cleared = True
+
+    def settle(self) -> None:
+        """Make zeros of sums to which nothing was added."""
+        if self._bound.are_cleared:
+            for total in self._sums.values():
+                total.zero_()
+            self._bound.are_cleared = False
 
     def forget(self) -> None:
         """Leave nothing of a batch behind."""
@@ -88,6 +101,7 @@ class StackedLayer(nn.Module, ABC):
         """Add the sum of the records' gradients, each times its weight [B, N], to what was bound."""
         inputs, backprops = self._apart(self._seen(), backprops)
         self._add_products(inputs, backprops if weights is None else self._weighted(backprops, weights))
+        self._bound.are_cleared = False
 
     def _apart(self, inputs: Tensor, backprops: Tensor) -> tuple[Tensor, Tensor]:
         """Both with B in the first dimension."""
@@ -96,6 +110,11 @@ class StackedLayer(nn.Module, ABC):
     @abstractmethod
     def _add_products(self, inputs: Tensor, backprops: Tensor) -> None:
         """Add the sum over records, computed as one product where that is cheaper."""
+
+    def _add(self, name: str, gradients: Tensor) -> None:
+        """To the sums of one parameter those of all nodes, in any shape of its numbers."""
+        total = self._sums[name]
+        (total.copy_ if self._bound.are_cleared else total.add_)(gradients.view(total.shape))
 
     def _weighted(self, backprops: Tensor, weights: Tensor) -> Tensor:
         """Each record's times its weight."""
@@ -143,8 +162,8 @@ class RecordwiseLayer(StackedLayer):
             return super().add_sums(backprops, weights)
         by_node = weights.t().unsqueeze(1)  # [N, 1, B]
         for name, gradients in self._bound.kept.items():  # [B, N, P]
-            products = torch.bmm(by_node, gradients.transpose(0, 1))
-            self._sums[name].add_(products.view(self._sums[name].shape))
+            self._add(name, torch.bmm(by_node, gradients.transpose(0, 1)))
+        self._bound.are_cleared = False
         return None
 
     @abstractmethod
@@ -153,7 +172,7 @@ class RecordwiseLayer(StackedLayer):
 
     def _add_products(self, inputs: Tensor, backprops: Tensor) -> None:
         for name, gradients in self._gradients(inputs, backprops).items():
-            self._sums[name].add_(gradients.sum(dim=0).view(self._sums[name].shape))
+            self._add(name, gradients.sum(dim=0))
 
     def _squared(self, gradients: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([squared_lengths(part) for part in gradients.values()]).sum(dim=0)

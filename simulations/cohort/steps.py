@@ -81,7 +81,7 @@ class Steps:
         """Put each node's noise where its sum will be; gives the smallest multiplier of what was put, 0 for nothing."""
         clip_norm = self._plan.privacy.record_clip_norm
         if self._claim is None or clip_norm is None:
-            self._totals.zero_()
+            self._model.clear_sums()
             return 0.0
         multiplier = self._claim.noise_multiplier
         pairs = zip(self._totals, self._draws, strict=True)
@@ -98,6 +98,7 @@ class Steps:
                 self.taken_out += self._sums.add_finite(part)
             else:
                 self._met += self._sums.add(part)
+        self._model.settle_sums()
 
     def _move(self) -> None:
         """One step of the optimiser by the averages of what was summed."""
