@@ -345,6 +345,8 @@ class Federation:
 
     def _tell_witnessed(self) -> None:
         """The last countersignatures, which no further request would bring."""
+        if self._witnesses is None:
+            return
         messages = [self._message(m.node_id, words.WITNESS, RecordDict()) for m in self._roster.members()]
         told = [message for message in self._with_witness(messages) if words.CONFIG in message.content]
         for _ in self._ask(told, self._patience):
