@@ -225,7 +225,7 @@ def test_scaffold_gives_what_the_paper_says(
 
 
 def test_scaffold_reaches_the_optimum_that_fedavg_misses(make_plan: Make, tmp_path: Path) -> None:
-    """Karimireddy et al. 2020, theorems I and III: where nodes differ, many local steps move FedAvg's fixed point, and
+    """Karimireddy et al. 2020, client drift: where nodes differ, many local steps move FedAvg's fixed point, and
     not SCAFFOLD's. What is left of the gradient of the mean of the nodes' losses, with weight decay 0.1."""
     more = ("run.rounds=60", "training.local-steps=10", "training.weight-decay=0.1", "simulation.nodes=4")
     left = {}
