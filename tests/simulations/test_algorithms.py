@@ -3,6 +3,7 @@
 Nodes hold unequal shares of two clouds, mostly of one class each, and take full-batch steps: the two must agree.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message
 from papers import (
     FedOpt,
     Rule,
@@ -27,6 +29,7 @@ from papers import (
 )
 from privet.__main__ import run
 from privet.client.tasks.registry import load_task
+from privet.privacy.channel import words
 from privet.privacy.errors import PlanError, UsageError
 from privet.privacy.plan import Plan
 from privet.server.cohort import choose_cohort
@@ -264,6 +267,28 @@ def test_scaffold_goes_on_after_an_interruption_as_if_there_was_none(
     again.close()
     np.testing.assert_array_equal(model_of(again), whole)
     assert not (tmp_path / "broken" / "variates.bin").exists()
+
+
+@pytest.mark.parametrize("engine", ["cohort", "sequential"])
+def test_scaffold_goes_on_from_the_middle_of_a_round(make_plan: Make, tmp_path: Path, engine: EngineName) -> None:
+    """Some nodes had answered, and their new c_i lay there: they count once, when the round is done."""
+    plan = plan_of(make_plan, "scaffold")
+    whole = simulated(plan, tmp_path / "whole", engine)
+    seen = itertools.count(1)
+
+    def interrupt(request: Message, reply: Message) -> Message:
+        if request.metadata.message_type == words.TRAIN and next(seen) == 2 * 7 + 4:
+            raise KeyboardInterrupt
+        return reply
+
+    broken = scenario_of(plan, tmp_path / "broken", engine)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run(lambda view: None, interrupt)
+    broken.close()
+    again = Scenario.resumed(RunFolder(tmp_path / "broken"), torch.device("cpu"), engine=engine, processes=1)
+    again.run(lambda view: None)
+    again.close()
+    assert_same(model_of(again), whole, plan)
 
 
 @pytest.mark.parametrize("engine", ["cohort", "sequential"])
