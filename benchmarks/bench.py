@@ -16,6 +16,7 @@ Memory is measured by scale.py.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -209,6 +210,9 @@ def asked() -> argparse.Namespace:
 def main() -> None:
     given, console = asked(), Console()
     console.print(f"{CORES} cores; medians of {given.repeats} turns, in ms a round", highlight=False)
+    busy = os.getloadavg()[0]
+    if busy > CORES / 2:
+        console.print(f"this machine is busy (load {busy:.1f}): trust no ratio, look at the fastest rounds at most")
     found: list[Line] = []
     for setting in SETTINGS:
         if given.only and setting.name not in given.only:
