@@ -110,16 +110,15 @@ class CohortWork:
                 model = self._model.views(self._scored)
                 return {"scores": dict(held_out_scores(self._trainable, model, self._world.held_out))}
             members = [self._records_of.member(**member) for member in order["members"]]
-            parameters = self._model.views(self._parameters)
             if order["do"] == "evaluate":
-                evaluated = evaluate(self._model, parameters, members)
+                evaluated = evaluate(self._model, self._model.views(self._parameters), members)
                 return {"done": dict(evaluated[0].done), "sums": [one.sums for one in evaluated]}
             names = [member["node"] for member in order["members"]]
             corrections = self._variates.corrections(names).to(self._model.device) if self._variates else None
-            update = self._trainer.train_together(parameters, members, corrections=corrections)
+            start = self._parameters.to(self._model.device)
+            update = self._trainer.train_together(start, members, corrections=corrections)
             result: Result = {"done": dict(update.done)}
             if order["clip_norm"] is not None:  # whole updates are clipped, where whole nodes are hidden
-                start = self._parameters.to(update.values.device)
                 result["within"] = clip_updates(start, update.values, order["clip_norm"]).tolist()
             self._rows[order["rows"]] = values = update.values.cpu()
             if self._variates is not None:

@@ -314,7 +314,7 @@ def test_auto_says_why_nodes_are_trained_one_by_one(make_plan: Make, tmp_path: P
 
 
 def test_engine_says_how_many_nodes_it_trains_at_once(make_plan: Make) -> None:
-    wide = Sevens(lambda: nn.Sequential(nn.Linear(5, 40_000), nn.ReLU(), nn.Linear(40_000, 4)))
+    wide = Sevens(lambda: nn.Sequential(nn.Linear(5, 100_000), nn.ReLU(), nn.Linear(100_000, 4)))
     small = Sevens()
 
     def chosen(asked: EngineName, task: Task, private: bool) -> Engine:

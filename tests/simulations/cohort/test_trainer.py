@@ -300,7 +300,7 @@ def test_groups_hold_every_node_once_and_depend_on_sizes_alone() -> None:
 
 def test_number_of_nodes_at_once_follows_from_model_and_device() -> None:
     cuda = torch.device("cuda")
-    assert [nodes_at_once(size, CPU) for size in (10, 50_000, 100_000, 2_000_000)] == [5, 5, 2, 1]
+    assert [nodes_at_once(size, CPU) for size in (10, 50_000, 400_000, 1_600_000)] == [5, 5, 2, 1]
     assert [nodes_at_once(size, cuda) for size in (10, 2_000_000, 10**9)] == [256, 67, 1]
 
 
