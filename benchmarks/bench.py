@@ -37,7 +37,7 @@ sys.path.insert(0, str(HERE / "peers"))
 SETTINGS = (
     Setting("MLP 51k", "mlp", 40, 8, 0.02),
     Setting("CNN 37k", "small-cnn", 25, 4, 0.05),
-    Setting("CNN 1.7M", "large-cnn", 6, 1, 0.05, cohort=50),
+    Setting("CNN 1.7M", "large-cnn", 6, 1, 0.15, cohort=50),
     Setting("MLP 51k, DP-SGD", "mlp", 60, 8, 0.3, is_private=True),
     Setting("CNN 37k, DP-SGD", "small-cnn", 44, 4, 0.5, is_private=True),
 )
