@@ -203,7 +203,13 @@ def _evaluated(node: Participant, message: Message, answer: Answer) -> RecordDic
 
 
 def _ledger(node: Participant, message: Message) -> ConfigRecord | None:
-    """The head of the ledger, and the charges since the one that the server countersigned last; None without one."""
+    """The head of the ledger, and the charges since the one that the server countersigned last.
+
+    None without a ledger, and where the server asks for none: what it then cannot countersign is its own loss.
+    """
+    config = message.content.get(words.CONFIG)
+    if isinstance(config, ConfigRecord) and words.NO_HEAD in config:
+        return None
     stated = node.head(_witnessed(message))
     if stated is None:
         return None

@@ -48,9 +48,8 @@ def main(grid: Grid, context: Context) -> None:
         wait_for_nodes(grid, plan.aggregation.min_nodes)  # before anything is written
         submission = _begun_or_resumed(plan, folder)
         checkpoints = folder.checkpoints(submission)
-        state = Federation(
-            submission, grid, checkpoints, _log_round, witnesses_in(folder.root / "ledgers"), config.request_seconds
-        ).run()
+        witnesses = witnesses_in(folder.root / "ledgers", submission.plan.run.rounds)
+        state = Federation(submission, grid, checkpoints, _log_round, witnesses, config.request_seconds).run()
         folder.write_model(submission, state)
         _write_outcome(folder, submission, state)
     except PrivetError as error:

@@ -17,6 +17,9 @@ from ..privacy.errors import LedgerError
 
 log = logging.getLogger("privet.server")
 
+# A simulation's witness looks at every so many rounds, and at the first and the last: what it guards against does not
+# happen there, and its signatures cost as much as the ledger itself.
+SIMULATED_EVERY = 16
 # Charges are submissions: a page each, and few are new in a round.
 CHARGES_BYTES = 16 * 2**20
 _COLUMNS = {"sequence", "time", "kind", "body", "previous", "hash", "signature"}
@@ -25,10 +28,16 @@ _COLUMNS = {"sequence", "time", "kind", "body", "previous", "hash", "signature"}
 class Witnesses:
     """What the server remembers of every node's ledger. Several threads may ask; of one owner, one at a time.
 
-    `survives_power_cut`: False where the ledgers do not either, which is in simulations.
+    `survives_power_cut`: False where the ledgers do not either, which is in simulations. `every`, `last`: of which
+    rounds heads are asked for, a deployment's always of every one: without its head countersigned no answer counts.
     """
 
-    def __init__(self, folder: Path, key: SigningKey, survives_power_cut: bool = True) -> None:
+    def __init__(
+        self, folder: Path, key: SigningKey, survives_power_cut: bool = True, *, every: int = 1, last: int = 0
+    ) -> None:
+        self._every = every
+        self._last = last
+        self._is_asking = True
         self._survives_power_cut = survives_power_cut
         self._folder = folder
         self._key = key
@@ -38,6 +47,8 @@ class Witnesses:
     def take(self, owner: str, reply: Message) -> bool:
         """Countersign the head in a reply; False, and a line in the log, where it contradicts what was witnessed."""
         ledger = reply.content.get(words.LEDGER)
+        if ledger is None and not self._is_asking:
+            return True
         try:
             if not isinstance(ledger, ConfigRecord):
                 raise LedgerError(f"{owner}: tells no head of its ledger", "update the node")
@@ -57,15 +68,24 @@ class Witnesses:
         return self._folder / f"{owner}.jsonl"
 
     def stamped(self, messages: list[Message], names: Mapping[int, str]) -> list[Message]:
-        """Each message with the head that was last countersigned for the node that it goes to."""
+        """Each message with the head that was last countersigned for the node that it goes to; or with the word that
+        none is asked for.
+        """
         for message in messages:
-            newest = self._of(names[message.metadata.dst_node_id]).newest()
+            config = message.content.get(words.CONFIG)
+            told = {**config} if isinstance(config, ConfigRecord) else {}
+            self._is_asking = self._is_due(told.get(words.ROUND))
+            newest = self._of(names[message.metadata.dst_node_id]).newest() if self._is_asking else None
             if newest is not None:
-                config = message.content.get(words.CONFIG)
-                told = {**config} if isinstance(config, ConfigRecord) else {}
-                stamped = ConfigRecord({**told, words.WITNESSED: head_text(newest)})
-                message.content = RecordDict({**message.content, words.CONFIG: stamped})
+                told[words.WITNESSED] = head_text(newest)
+            elif not self._is_asking:
+                told[words.NO_HEAD] = 1
+            if told:
+                message.content = RecordDict({**message.content, words.CONFIG: ConfigRecord(told)})
         return messages
+
+    def _is_due(self, round_number: object) -> bool:
+        return not isinstance(round_number, int) or round_number in (1, self._last) or round_number % self._every == 0
 
     def _of(self, owner: str) -> Witness:
         with self._lock:
@@ -76,14 +96,14 @@ class Witnesses:
             return self._by_owner[owner]
 
 
-def witnesses_in(ledgers: Path, own: OwnSignatures | None = None) -> Witnesses:
-    """The memories that lie beside simulated ledgers, under a key of their own.
+def witnesses_in(ledgers: Path, rounds: int, own: OwnSignatures | None = None) -> Witnesses:
+    """The memories that lie beside simulated ledgers, under a key of their own. `rounds`: of the run, all in all.
 
     `own`: what the simulation's keys have signed in this process: neither side verifies the other's work again.
     """
     folder = ledgers / "witness"
     key = SigningKey.load_or_create(folder / "server.pem", own=own, survives_power_cut=False)
-    return Witnesses(folder, key, survives_power_cut=False)
+    return Witnesses(folder, key, survives_power_cut=False, every=SIMULATED_EVERY, last=rounds)
 
 
 def _charges(text: object) -> list[dict[str, Any]]:

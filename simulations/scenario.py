@@ -218,7 +218,7 @@ class Scenario:
             return CentralFederation(
                 self.submission, grid, checkpoints, look, name_of=names.__getitem__, held=held, central=rounds
             )
-        witnesses = witnesses_in(self.ledgers, self._own)
+        witnesses = witnesses_in(self.ledgers, self.submission.plan.run.rounds, self._own)
         return Federation(self.submission, grid, checkpoints, look, witnesses, name_of=names.__getitem__, held=held)
 
     def close(self) -> None:

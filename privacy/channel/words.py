@@ -12,8 +12,8 @@ certificates, of the operator over the submission. The answer to `query.describe
 certificates of the node, that it takes part; with `train` and `evaluate` comes `cohort`, which is those of the nodes
 that are asked (privacy/attendance.py).
 
-With `train` and `evaluate` comes `ledger`: the head of the node's ledger, and the charges not yet
-witnessed.
+With `train` and `evaluate` comes `ledger`: the head of the node's ledger, and the charges not yet witnessed; unless
+the request says `no-head`, as most of a simulation's do.
 
 Where whole nodes are hidden, the request to train brings `clip-norm` in its config. The answer brings `within` among
 its metrics, 1 where the update was within that norm before it was clipped, else 0; and no ledger, as nodes have none.
@@ -41,6 +41,7 @@ ATTEMPT = "attempt"
 COHORT = "cohort"
 WITNESSED = "witnessed"
 HEAD = "head"
+NO_HEAD = "no-head"
 CHARGES = "charges"
 
 NAME = "name"

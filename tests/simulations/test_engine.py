@@ -421,3 +421,16 @@ def test_products_in_half_the_bits_give_nearly_the_same_model(make_plan: Make, t
 def test_half_the_bits_are_for_the_cohort_engine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(["simulate", "digits", "--engine", "sequential", "--precision", "bfloat16", "--out", str(tmp_path)]) == 2
     assert "try: --engine cohort" in capsys.readouterr().err
+
+
+def test_witness_of_a_simulation_looks_at_the_first_the_last_and_every_sixteenth_round(
+    make_plan: Make, tmp_path: Path
+) -> None:
+    scenario = scenario_of(make_plan("run.rounds=20", private=True), tmp_path / "run", "cohort", Sevens())
+    carried_out(scenario)
+    for ledger in ledgers_of(scenario):
+        audit = audit_ledger(ledger, witness=scenario.ledgers / "witness" / f"{ledger.stem}.jsonl")
+        assert audit.violations == ()
+        assert audit.not_witnessed == 1  # that the last head was countersigned
+        entries = read(ledger, owner=ledger.stem)
+        assert [entry.kind for entry in entries].count("witnessed") == 3
