@@ -124,7 +124,8 @@ class CohortWork:
             if self._variates is not None:
                 self._variates.note(names, self._parameters.numpy(), values.numpy())
             result["hashes"] = list(map(self._shelf.hash_of, order["rows"]))
-            result["finite"] = torch.isfinite(update.values.sum(dim=1)).tolist()  # one that overflows is sent, and judged there
+            sums = update.values.sum(dim=1)  # one that overflows is handed over, and judged there
+            result["finite"] = torch.isfinite(sums).tolist()
             return result
         except Exception as error:
             return {"failed": type(error).__name__}
