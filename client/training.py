@@ -24,6 +24,7 @@ from ..privacy.submission import Submission
 from .clipping import mode_of
 from .gradients import GradientSum
 from .optimizer import Optimizer, optimizer_of
+from .pristine import Pristine
 from .randomness import Randomness
 from .tasks.protocol import Records, Source, Task, resolved_options
 
@@ -46,6 +47,8 @@ class TrainableModel:
         self.names = [name for name, _ in named]
         self.trained = [parameter for _, parameter in named]
         self._clip_norm = plan.privacy.record_clip_norm
+        privacy = plan.privacy
+        self._pristine = Pristine(self.model, with_attributes=privacy.is_central) if privacy.is_private else None
         self.initial: Parameters = self.read()
         self.made_of = made_of(task)
 
@@ -60,7 +63,12 @@ class TrainableModel:
         return {n: p.detach().cpu().numpy().copy() for n, p in zip(self.names, self.trained, strict=True)}
 
     def write(self, parameters: Parameters) -> None:
-        """Put these values into the model; names and shapes were checked by the node."""
+        """Put these values into the model, and, where anything is claimed, what is not trained back to how it began.
+
+        Names and shapes were checked by the node. The model may have trained another node: nothing of that stays.
+        """
+        if self._pristine is not None:
+            self._pristine.restore()
         with torch.no_grad():
             for name, parameter in zip(self.names, self.trained, strict=True):
                 parameter.copy_(torch.from_numpy(np.array(parameters[name], dtype=np.float32)))
