@@ -273,10 +273,12 @@ def terms(epsilon: str = "10", delta: str = "1e-4", **changes: Any) -> AccountTe
 
 
 def at_unit(submission: Submission, unit: str) -> Submission:
-    """The submission with another unit: `group` and `node` are offered by no plan file yet."""
+    """The submission with another unit, and a claim that is large enough: `group` is offered by no plan file yet."""
+    assert submission.claim is not None
     privacy = submission.plan.privacy.model_copy(update={"unit": unit})
-    plan = submission.plan.model_copy(update={"privacy": privacy})
-    return Submission(submission.body.model_copy(update={"plan": plan}))
+    plan, claim = submission.plan.model_copy(update={"privacy": privacy}), submission.claim
+    changes = {"plan": plan, "claim": claim.model_copy(update={"epsilon": 9.0})}
+    return Submission(submission.body.model_copy(update=changes))
 
 
 UNITS = ("record", "group", "node")
