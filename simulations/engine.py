@@ -1,7 +1,9 @@
 """The engine of a simulation: nodes that are trained together where the task's model allows it, else one by one.
 
-Both give every node the same update up to rounding, with the same batches and the same noise. Policy, charges, kept
-answers and ledgers are no matter of an engine: each node begins and finishes by itself (client/app.begun_together).
+Both give every node the same update up to rounding, with the same batches and the same noise. Where whole nodes are
+hidden, the cohort engine trains each node by itself too: in company rounding would depend on who else is asked.
+Policy, charges, kept answers and ledgers are no matter of an engine: each node begins and finishes by itself
+(client/app.begun_together).
 """
 
 import math
@@ -64,6 +66,8 @@ class Engine:
                 raise
             return cls("sequential", error.layer.partition("\n")[0])
         at_once = min(nodes_at_once(model.size, device), len(world.shares))
+        if submission.plan.privacy.is_central:  # an update must not depend on who trains beside it: central.py, rule 2
+            at_once = 1
         why = f"{at_once} node{'s' if at_once > 1 else ''} at once"
         why += "" if precision == "float32" else f", multiplied in {precision}"
         return cls("cohort", why, model, at_once, precision)
