@@ -7,7 +7,7 @@ or another node's part in it, depend on who answered is no plan; nor is what nob
 
 from typing import TYPE_CHECKING
 
-from .budget.adaptive import sum_noise_multiplier
+from .budget.adaptive import LARGEST_CLIP_NORM, SMALLEST_CLIP_NORM, sum_noise_multiplier
 
 if TYPE_CHECKING:
     from .plan import Plan, PrivacySection
@@ -24,7 +24,7 @@ def central_problems(plan: "Plan") -> list[str]:
     given = [key for key in ADAPTIVE_KEYS if getattr(plan.privacy, key) is not None]
     if not plan.privacy.is_central:
         return [f"privacy.{_spelled(key)}: unit {plan.privacy.unit!r} does not read it" for key in given]
-    return [*_round_problems(plan), *_adaptive_problems(plan.privacy, given)]
+    return [*_round_problems(plan), *_clip_problems(plan.privacy), *_adaptive_problems(plan.privacy, given)]
 
 
 def adaptive_problem(noise_multiplier: float, count_noise_stddev: float | None) -> str | None:
@@ -52,7 +52,23 @@ def _round_problems(plan: "Plan") -> list[str]:
         problems.append("run.spare-rounds: with unit 'node' no round is repeated: who does not answer adds nothing")
     if plan.evaluation is not None:
         problems.append("evaluation: with unit 'node' the nodes' own metrics are not accounted for; leave it out")
+    if plan.aggregation.deadline is not None:
+        problems.append("aggregation.deadline: unit 'node' does not read it: it is simulated, and no answer is late")
+    if plan.aggregation.update_precision not in (None, "float32"):
+        precision = plan.aggregation.update_precision
+        problems.append(f"aggregation.update-precision: {precision!r} would round parameters before they are clipped")
     return problems
+
+
+def _clip_problems(privacy: "PrivacySection") -> list[str]:
+    """Sums are of whole numbers, in units that follow from the clip norm; ledgers hold it as an amount."""
+    clip_norm = privacy.clip_norm
+    if clip_norm is None or SMALLEST_CLIP_NORM <= clip_norm <= LARGEST_CLIP_NORM:
+        return []
+    return [
+        f"privacy.clip-norm: {clip_norm:g}; with unit 'node' it lies between "
+        f"{SMALLEST_CLIP_NORM:.3g} and {LARGEST_CLIP_NORM:.3g}"
+    ]
 
 
 def _adaptive_problems(privacy: "PrivacySection", given: list[str]) -> list[str]:

@@ -12,9 +12,12 @@ What the claim rests on, each line of it tested in tests/server/test_central.py:
 1. A node moves the sum by at most C, whatever it holds and sends: what is larger is clipped here, whatever the node
    did; what is not finite adds nothing. Sums are of whole numbers, and rounding is towards zero: it makes none larger.
 2. The sum is over those who answer. A node that drops out adds nothing, which is an update of norm 0. No other node's
-   part depends on it: nobody is asked again because too few answered, and no round is given up for that.
+   part depends on it: nobody is asked again because too few answered, and no round is given up for that; and a
+   simulation computes each update by itself, not in one batch with others, whose company would change its rounding,
+   from a model that was put back to how it began. It sees no state that a task keeps outside its model, and on a GPU
+   the same computation may round otherwise when it is done again.
 3. The noise is one Gaussian on every coordinate, drawn after the sum is complete, once for a round. A round that is
-   repeated after a crash draws the very same.
+   repeated after a crash draws the very same, and must release the very same: the model and the noised count.
 4. Whatever else the result depends on is public: C, z, q and N are fixed before the round; the clip norm moves by
    noised counts only, after the round, so that the noise of a round is that of the norm which clipped.
 5. Who takes part, and how many answered, is the server's secret: sampling hides nobody from those who see the sample.
@@ -23,6 +26,8 @@ What the claim rests on, each line of it tested in tests/server/test_central.py:
    is used (central_ledger.py).
 
 Noise, and the choice of who takes part, are seeded by the plan: this is for simulations, and protects nobody by itself.
+Another plan has other noise, be it of the same seed: else the difference of two models would have none. One plan that
+is carried out twice has the same noise, and so the same model; by another engine or precision with other roundings.
 """
 
 import hashlib
@@ -46,6 +51,8 @@ from .cohort import poisson_cohort
 _UNITS_IN_CLIP_NORM = 40
 # A norm computed in doubles may be this much too small, relatively, in models of up to 2^28 values.
 _NORM_ERROR = 2.0**-24
+# A noised share beyond moves the clip norm to one of its limits, and is as much as a ledger's numbers may be.
+_FARTHEST_SHARE = 2.0**30
 _BLOCK = 2**16  # values that are made whole at a time, to keep memory small
 _CLIP_NORM = "central/clip-norm"  # among what a checkpoint remembers
 
@@ -60,14 +67,15 @@ class RoundBook(Protocol):
         ...
 
     def answered(self, round_number: int, released: str, done: Mapping[str, str]) -> None:
-        """What the round released, by its hash, and what was done for it."""
+        """What the round released, model and noised count, by its hash, and what was done for it."""
         ...
 
 
 class CentralSum:
     """The sum of a round's updates, each clipped to `clip_norm` over all parameters together; and of their bits.
 
-    Exact: in whole numbers, so that it does not depend on the order of answers. Memory: 20 bytes a parameter.
+    In whole numbers, so that it does not depend on the order of answers; what `values` gives is rounded once, where a
+    whole number is above 2^53, after more than 2^13 updates. Memory: 20 bytes a parameter.
     Sensitivity: one node's update changes the sum by at most `clip_norm` in L2, and the sum of bits by 1/2.
     """
 
@@ -155,14 +163,18 @@ class CentralRounds:
     """The rounds of one submission: begin one, add the answers, release its noised average.
 
     `nodes`: how many there are, declared. `noise`: so many standard normal numbers for a round, the same when asked
-    again; other rounds', other numbers.
+    again; other rounds', other numbers. `seed`: what the choice of who takes part follows from, by default
+    `seed_of` the submission.
     """
 
-    def __init__(self, submission: Submission, nodes: int, book: RoundBook, noise: Noise) -> None:
+    def __init__(
+        self, submission: Submission, nodes: int, book: RoundBook, noise: Noise, seed: str | None = None
+    ) -> None:
         self.terms = Terms.of(submission, nodes)
         self._submission = submission
         self._book = book
         self._noise = noise
+        self._seed = seed or seed_of(submission)
         self.clip_norm = self.terms.first_clip_norm
         self._round = 0
         self._model: Parameters = {}
@@ -170,7 +182,7 @@ class CentralRounds:
 
     def cohort(self, eligible: Sequence[str], round_number: int) -> list[str]:
         """Who takes part in a round: each node by itself, by chance. May be empty."""
-        chance = seeded("cohort", self._submission.plan.run.seed, round_number)
+        chance = seeded("cohort", self._seed, round_number)
         return poisson_cohort(eligible, self.terms.rate, chance)
 
     def begin(self, round_number: int, model: Parameters) -> None:
@@ -197,7 +209,7 @@ class CentralRounds:
             done |= self._move_clip_norm(counted, float(normal[0]), self.terms.count_stddev)
         values /= self.terms.denominator
         released = _moved_by(self._model, values)
-        self._book.answered(self._round, hash_of(released), done)
+        self._book.answered(self._round, _hash_of_release(released, done), done)
         return released
 
     def remembered(self) -> dict[str, NDArray[Any]]:
@@ -211,6 +223,7 @@ class CentralRounds:
     def _move_clip_norm(self, counted: float, normal: float, stddev: float) -> dict[str, str]:
         """The next round's clip norm, from the noised count; gives what was done, for the record."""
         within = (counted + stddev * normal) / self.terms.denominator + 0.5
+        within = min(max(within, -_FARTHEST_SHARE), _FARTHEST_SHARE)
         self.clip_norm = next_clip_norm(self.clip_norm, within, self.terms.quantile, self.terms.learning_rate)
         return {"count_noise_stddev": repr(stddev), "within": repr(within), "next_clip_norm": repr(self.clip_norm)}
 
@@ -237,7 +250,16 @@ def _moved_by(model: Parameters, values: NDArray[np.float64]) -> dict[str, Array
     return moved
 
 
-def seeded_noise(seed: int) -> Noise:
+def seed_of(submission: Submission, world: str = "") -> str:
+    """What seeds a run: all that is asked for, but not when, by whom and under which id. SHA-256, hexadecimal.
+
+    `world`: what else the run depends on, which is not in the submission.
+    """
+    told = json.loads(submission.canonical)
+    return hashlib.sha256(json.dumps([told["plan"], told["claim"], world]).encode()).hexdigest()
+
+
+def seeded_noise(seed: str) -> Noise:
     """Noise that everybody who knows the plan can draw again: it protects nobody, and is for simulations."""
 
     def drawn(round_number: int, count: int) -> NDArray[np.float64]:
@@ -246,10 +268,16 @@ def seeded_noise(seed: int) -> Noise:
     return drawn
 
 
-def seeded(use: str, seed: int, round_number: int) -> np.random.Generator:
+def seeded(use: str, seed: str, round_number: int) -> np.random.Generator:
     """The generator of one use in one round: uses, seeds and rounds do not share numbers."""
     digest = hashlib.sha256(json.dumps(["privet/central", use, seed, round_number]).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def _hash_of_release(released: Parameters, done: Mapping[str, str]) -> str:
+    """Of the model and of the noised count, which is a release too; whatever versions computed them."""
+    told = {key: value for key, value in done.items() if key != "versions"}
+    return hashlib.sha256(json.dumps([hash_of(released), told], sort_keys=True).encode()).hexdigest()
 
 
 def _versions() -> str:

@@ -50,7 +50,7 @@ class CentralLedger:
             self._guard.answered(self._submission, attempt, released, done)
         elif before != released:
             raise FederationError(
-                f"round {round_number} gave another sum before the interruption: two cost more than was charged",
+                f"round {round_number} gave another result before the interruption: two cost more than was charged",
                 "resume where the run was begun, with the same versions, or begin a new run",
             )
 

@@ -3,6 +3,8 @@
 Ten thousand nodes cost as many small objects. The data set is there once; a node's share is a list of places in it.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,7 +19,7 @@ from ..privacy.budget.keys import SigningKey
 from ..privacy.budget.ledger import Ledger
 from ..privacy.errors import BudgetError
 from ..privacy.submission import Submission
-from ..server.central import CentralRounds, seeded_noise
+from ..server.central import CentralRounds, seed_of, seeded_noise
 from ..server.central_ledger import CentralLedger
 from .world import World
 
@@ -45,19 +47,14 @@ def central_ledger(
 ) -> CentralLedger:
     """The server's ledger with the run charged in full, begun or continued.
 
-    Raises RefusedError where the account cannot pay, BudgetError where the ledger declares another number of nodes.
+    Raises RefusedError where the account cannot pay, BudgetError where the ledger declares other nodes.
     """
     key = SigningKey.load_or_create(ledgers / "server.pem", survives_power_cut=False)
     ledger = Ledger.open(ledgers / LEDGER, purpose="simulation", owner=OWNER, key=key)
     accounts = AccountBook(ledger)
     try:
-        _declare(accounts, world, submission)
+        _declare(accounts, world, submission, ledgers / LEDGER)
         opened = CentralLedger(accounts, submission, submission.plan.dataset)
-        if opened.nodes != len(world.shares):
-            raise BudgetError(
-                f"{ledgers / LEDGER} declares {opened.nodes} nodes, simulated are {len(world.shares)}",
-                "give other --ledgers, or simulate as many nodes as before",
-            )
         opened.admit(clock())
     except BaseException:
         ledger.close()
@@ -65,15 +62,47 @@ def central_ledger(
     return opened
 
 
-def central_rounds(submission: Submission, ledger: CentralLedger) -> CentralRounds:
-    """The rounds of the run, with seeded noise: a run that is resumed draws the same."""
-    return CentralRounds(submission, ledger.nodes, ledger, seeded_noise(submission.plan.run.seed))
+def central_rounds(submission: Submission, world: World, ledger: CentralLedger) -> CentralRounds:
+    """The rounds of the run, with seeded noise: a run that is resumed draws the same, one of another plan does not."""
+    section = world.section.model_dump(mode="json", exclude={"account_epsilon", "account_delta"})
+    seed = seed_of(submission, json.dumps(section, sort_keys=True))
+    return CentralRounds(submission, ledger.nodes, ledger, seeded_noise(seed), seed)
 
 
-def _declare(accounts: AccountBook, world: World, submission: Submission) -> None:
+def population_of(world: World) -> str:
+    """Who the nodes are: SHA-256 of the records and of each node's share of them. Hexadecimal.
+
+    An epsilon is spent by the same nodes, or it is none of theirs: runs that share an account must share these.
+    """
+    digest = hashlib.sha256(b"privet/nodes/v1\0")
+    seen: set[int] = set()
+    for name, share in world.shares.items():
+        records = share.records
+        if id(records) not in seen:
+            seen.add(id(records))
+            for tensor in (records.inputs, records.targets):
+                digest.update(f"{tuple(tensor.shape)}{tensor.dtype}\0".encode())
+                digest.update(tensor.contiguous().numpy().data)
+        digest.update(f"{name}:{len(share.indices)}\0".encode())
+        digest.update(share.indices.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _declare(accounts: AccountBook, world: World, submission: Submission, ledger: Path) -> None:
     """Open the account and declare the nodes, where a ledger that is continued does not have them."""
-    name, task = submission.plan.dataset, world.task.name
-    nodes = DeclaredDataset(name, task, f"simulated/{task}/nodes", len(world.shares), ACCOUNT)
+    name, task, path = submission.plan.dataset, world.task.name, f"simulated/{population_of(world)}"
+    nodes = DeclaredDataset(name, task, path, len(world.shares), ACCOUNT)
+    for declared in accounts.book.datasets.values():
+        if declared.declared_size != nodes.declared_size:
+            raise BudgetError(
+                f"{ledger} declares {declared.declared_size} nodes, simulated are {nodes.declared_size}",
+                "give other --ledgers, or simulate as many nodes as before",
+            )
+        if declared.path != path:
+            raise BudgetError(
+                f"{ledger} is of other nodes: of other records, or shared out in another way",
+                "give other --ledgers, or the seed, data and partition that these were begun with",
+            )
     if ACCOUNT not in accounts.book.accounts:
         section = world.section
         epsilon, delta = Decimal(repr(section.account_epsilon)), Decimal(repr(section.account_delta))

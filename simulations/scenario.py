@@ -214,7 +214,7 @@ class Scenario:
     ) -> Federation:
         """The server: one that adds noise, with its own ledger, where whole nodes are hidden."""
         if self._server is not None:
-            rounds = central_rounds(self.submission, self._server)
+            rounds = central_rounds(self.submission, self.world, self._server)
             return CentralFederation(
                 self.submission, grid, checkpoints, look, name_of=names.__getitem__, held=held, central=rounds
             )

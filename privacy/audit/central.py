@@ -14,7 +14,7 @@ from .history import Run
 
 # What a double may lose when a formula is computed in another order.
 _ROUNDING = 1e-9
-_FARTHEST = 40.0  # of a clip norm from 1, in powers of two
+_SMALLEST, _LARGEST = -40.0, 39.0  # clip norms, in powers of two
 
 
 def check_central(run: Run, body: Answered) -> Iterator[str]:
@@ -68,6 +68,6 @@ def _clip_norm_problems(run: Run, plan: Plan, body: Answered) -> Iterator[str]:
         return
     run.central = (body.round, body.next_clip_norm)
     factor = math.exp(min(max(privacy.clip_learning_rate * (privacy.target_quantile - body.within), -700.0), 700.0))
-    following = min(max(clip_norm * factor, 2.0**-_FARTHEST), 2.0**_FARTHEST)
+    following = min(max(clip_norm * factor, 2.0**_SMALLEST), 2.0**_LARGEST)
     if not math.isclose(body.next_clip_norm, following, rel_tol=_ROUNDING):
         yield f"clip norm {body.next_clip_norm} for the next round, by its noised share it is {following:.9g}"

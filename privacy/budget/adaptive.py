@@ -12,20 +12,24 @@ so the pair costs what one sum with `noise_multiplier` costs (their theorem 1).
 
 import math
 
-# The clip norm stays in here, whatever bits say: so far away it is no norm any more, and 0 and infinity would stay so.
-SMALLEST_CLIP_NORM, LARGEST_CLIP_NORM = 2.0**-40, 2.0**40
+# The clip norm begins and stays in here, whatever bits say: so far away it is no norm any more, and 0 and infinity
+# would stay so. The largest is below what a ledger's numbers may be (audit/bodies.py: 1e12).
+SMALLEST_CLIP_NORM, LARGEST_CLIP_NORM = 2.0**-40, 2.0**39
+# The most noise that updates can be left with, where the count costs almost everything; beyond it nothing is learnt.
+LARGEST_SUM_NOISE = 1e9
 
 
 def sum_noise_multiplier(noise_multiplier: float, count_noise_stddev: float) -> float:
     """The noise on the updates, in clip norms, with which updates and bits together cost what `noise_multiplier` does.
 
-    Raises ValueError where there is none: bits with noise of half the multiplier, or less, cost more by themselves.
+    Raises ValueError where there is none: bits with noise of half the multiplier, or less, cost more by themselves. Nor
+    is there any that can be meant where they have hardly more.
 
     >>> round(sum_noise_multiplier(1.0, 10.0), 6)
     1.001252
     """
     left = noise_multiplier**-2 - (2 * count_noise_stddev) ** -2
-    if not left > 0:
+    if not left > LARGEST_SUM_NOISE**-2:
         raise ValueError(f"{count_noise_stddev} is not above half of the noise multiplier {noise_multiplier}")
     return 1 / math.sqrt(left)
 
@@ -40,4 +44,5 @@ def next_clip_norm(clip_norm: float, within: float, target_quantile: float, lear
     0.9231
     """
     moved = math.log(clip_norm) - learning_rate * (within - target_quantile)
-    return math.exp(min(max(moved, math.log(SMALLEST_CLIP_NORM)), math.log(LARGEST_CLIP_NORM)))
+    moved = min(max(moved, math.log(SMALLEST_CLIP_NORM)), math.log(LARGEST_CLIP_NORM))
+    return min(max(math.exp(moved), SMALLEST_CLIP_NORM), LARGEST_CLIP_NORM)

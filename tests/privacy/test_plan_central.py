@@ -29,6 +29,10 @@ ADAPTIVE = (*CENTRAL, "privacy.target-quantile=0.5", "privacy.count-noise-stddev
     [
         (("run.spare-rounds=1",), "run.spare-rounds: with unit 'node' no round is repeated"),
         (("aggregation.participations=2",), "aggregation.participations: with unit 'node' each node takes part by"),
+        (("aggregation.deadline=5.0",), "aggregation.deadline: unit 'node' does not read it"),
+        (("aggregation.update-precision=bfloat16",), "aggregation.update-precision: 'bfloat16' would round parameters"),
+        (("privacy.clip-norm=1e-320",), "privacy.clip-norm: 9.99989e-321; with unit 'node' it lies between 9.09e-13"),
+        (("privacy.clip-norm=1e12",), "privacy.clip-norm: 1e+12; with unit 'node' it lies between"),
         (("evaluation.every=1",), "evaluation: with unit 'node' the nodes' own metrics are not accounted for"),
         (("aggregation.strategy=fedmedian",), "aggregation.strategy: 'fedmedian' needs more than the noised sum"),
         (("aggregation.strategy=krum", "aggregation.malicious-nodes=1"), "'krum' needs more than the noised sum"),

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from privet.privacy.budget.adaptive import LARGEST_CLIP_NORM, SMALLEST_CLIP_NORM
 from privet.privacy.plan import MOST_NODES
 from privet.privacy.submission import Submission
-from privet.server.central import CentralRounds, CentralSum, Noise, seeded, seeded_noise
+from privet.server.central import CentralRounds, CentralSum, Noise, seed_of, seeded, seeded_noise
 from privet.server.cohort import poisson_cohort
 from scipy import stats
 
@@ -36,6 +37,7 @@ class Book:
     def __init__(self) -> None:
         self.begun: dict[int, str] = {}
         self.done: dict[int, Mapping[str, str]] = {}
+        self.released: dict[int, str] = {}
 
     def begin(self, round_number: int, asked: str) -> None:
         self.begun[round_number] = asked
@@ -43,6 +45,7 @@ class Book:
     def answered(self, round_number: int, released: str, done: Mapping[str, str]) -> None:
         assert round_number in self.begun
         self.done[round_number] = done
+        self.released[round_number] = released
 
 
 def model_of(value: float = 0.0) -> dict[str, np.ndarray]:
@@ -161,7 +164,7 @@ def test_the_average_is_over_the_nodes_expected_not_over_those_that_answer(make_
 
 def test_noise_is_one_gaussian_of_the_stated_deviation_on_every_value(make_submission) -> None:
     """Kolmogorov and Smirnov at 0.001 over 3,000 rounds of 8 values each; false alarms: none, the seed is fixed."""
-    rounds, book = rounds_of(make_submission(*CENTRAL), nodes=40, noise=seeded_noise(5))
+    rounds, book = rounds_of(make_submission(*CENTRAL), nodes=40, noise=seeded_noise("5"))
     drawn = []
     for number in range(1, 3001):
         rounds.begin(number, model_of())
@@ -177,7 +180,7 @@ def test_noise_is_one_gaussian_of_the_stated_deviation_on_every_value(make_submi
 
 
 def test_a_round_that_is_done_again_has_the_same_noise(make_submission) -> None:
-    again = [rounds_of(make_submission(*CENTRAL), noise=seeded_noise(5))[0] for _ in range(2)]
+    again = [rounds_of(make_submission(*CENTRAL), noise=seeded_noise("5"))[0] for _ in range(2)]
     for rounds in again:
         rounds.begin(7, model_of())
     assert np.array_equal(joined(again[0].release()), joined(again[1].release()))
@@ -187,14 +190,43 @@ def test_rounds_seeds_and_uses_share_no_numbers() -> None:
     draws = {
         seeded(use, seed, number).integers(2**63)
         for use in ("noise", "cohort")
-        for seed in (1, 2)
+        for seed in ("1", "2")
         for number in range(50)
     }
     assert len(draws) == 200
 
 
+@pytest.mark.parametrize("change", ["training.learning-rate=1e-30", "run.name=other", "run.seed=4"])
+def test_runs_of_other_plans_have_no_noise_in_common(make_submission, change: str) -> None:
+    """Of one seed too: the difference of two models would be the exact sum."""
+    one, other = make_submission(*CENTRAL), make_submission(*CENTRAL, change)
+    assert seed_of(one) != seed_of(other)
+    cohorts = [[rounds_of(s)[0].cohort([f"n{n}" for n in range(40)], k) for k in range(5)] for s in (one, other)]
+    assert cohorts[0] != cohorts[1]
+
+
+def test_the_same_plan_has_the_same_noise_whenever_and_by_whomever_it_is_asked_for(make_submission) -> None:
+    now = datetime(2027, 1, 1, tzinfo=UTC)
+    assert seed_of(make_submission(*CENTRAL)) == seed_of(make_submission(*CENTRAL, run_id="run-2", now=now))
+
+
+@pytest.mark.parametrize("bits", [[0, 1], [1, 1]])
+def test_what_is_entered_of_a_round_names_its_count_too(make_submission, bits: list[int]) -> None:
+    """Of the same model: else a round that is done again could release another count."""
+    _, one = moved_by(make_submission(*ADAPTIVE), [1, 0])
+    _, other = moved_by(make_submission(*ADAPTIVE), bits)
+    assert (one.released == other.released) == (sum(bits) == 1)
+
+
+def test_an_extreme_count_stays_a_number_that_a_ledger_may_hold(make_submission) -> None:
+    plan = (*ADAPTIVE, "aggregation.fraction=1e-7", "privacy.count-noise-stddev=1e6")
+    rounds, book = moved_by(make_submission(*plan), [1], lambda number, count: np.full(count, -5.0))
+    assert abs(float(book.done[1]["within"])) <= 1e12
+    assert rounds.clip_norm == pytest.approx(LARGEST_CLIP_NORM)
+
+
 def test_an_empty_round_releases_noise(make_submission) -> None:
-    rounds, _ = rounds_of(make_submission(*CENTRAL), noise=seeded_noise(5))
+    rounds, _ = rounds_of(make_submission(*CENTRAL), noise=seeded_noise("5"))
     rounds.begin(1, model_of())
     assert joined(rounds.release()).all()
 
@@ -227,7 +259,7 @@ def test_each_node_takes_part_by_itself() -> None:
     names, rate, runs = [f"n{number:02}" for number in range(12)], 0.3, 4000
     drawn = np.zeros((runs, 12), bool)
     for number in range(runs):
-        cohort = poisson_cohort(names, rate, seeded("cohort", 1, number))
+        cohort = poisson_cohort(names, rate, seeded("cohort", "1", number))
         drawn[number] = [name in cohort for name in names]
     sizes = Counter(drawn.sum(axis=1).tolist())
     expected = runs * stats.binom.pmf(range(13), 12, rate)
@@ -243,8 +275,8 @@ def test_each_node_takes_part_by_itself() -> None:
 
 
 def test_a_cohort_may_be_empty_and_may_be_everybody() -> None:
-    assert any(poisson_cohort(["a", "b"], 0.1, seeded("cohort", 1, n)) == [] for n in range(20))
-    assert poisson_cohort(["b", "a"], 1.0, seeded("cohort", 1, 1)) == ["a", "b"]
+    assert any(poisson_cohort(["a", "b"], 0.1, seeded("cohort", "1", n)) == [] for n in range(20))
+    assert poisson_cohort(["b", "a"], 1.0, seeded("cohort", "1", 1)) == ["a", "b"]
 
 
 def test_the_cohort_knows_nothing_of_min_nodes(make_submission) -> None:
@@ -301,7 +333,7 @@ def test_the_clip_norm_is_remembered(make_submission) -> None:
 
 
 def test_a_fixed_norm_stays(make_submission) -> None:
-    rounds, book = moved_by(make_submission(*CENTRAL), [1] * 10, seeded_noise(1))
+    rounds, book = moved_by(make_submission(*CENTRAL), [1] * 10, seeded_noise("1"))
     assert rounds.clip_norm == 0.5
     assert "next_clip_norm" not in book.done[1]
 
@@ -324,7 +356,7 @@ def test_the_norm_finds_its_quantile_exponentially_fast(make_submission, quantil
     """
     assignments = (*CENTRAL, f"privacy.target-quantile={quantile}", "privacy.count-noise-stddev=5.0")
     submission = make_submission(*assignments, "privacy.clip-norm=0.01", "aggregation.fraction=0.1")
-    rounds, _ = rounds_of(submission, nodes=1000, noise=seeded_noise(3))
+    rounds, _ = rounds_of(submission, nodes=1000, noise=seeded_noise("3"))
     chance, model = np.random.default_rng(1), {"w": np.zeros(1, np.float32)}
     norms = []
     for number in range(1, 301):

@@ -171,9 +171,20 @@ def test_two_sums_of_one_round(make_submission, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         run(submission, nodes_of(10), tmp_path, watch=stop_after(2))
     (tmp_path / "checkpoints" / "round-000002.safetensors").unlink()  # as if the process ended before it was written
-    with pytest.raises(FederationError, match="round 2 gave another sum"):
+    with pytest.raises(FederationError, match="round 2 gave another result"):
         run(submission, nodes_of(10, step=0.07), tmp_path)
     run(submission, nodes_of(10), tmp_path)
+
+
+def test_two_counts_of_one_round(make_submission, tmp_path: Path) -> None:
+    """The model is the same and one node's bit is not: its difference under the same noise would be that bit."""
+    submission = make_submission(*ADAPTIVE, "aggregation.fraction=1.0")
+    others = nodes_of(9, step=0.0)
+    with pytest.raises(Stop):
+        run(submission, [*others, FakeNode("n10", train=stepping(0.0, 1))], tmp_path, watch=stop_after(2))
+    (tmp_path / "checkpoints" / "round-000002.safetensors").unlink()
+    with pytest.raises(FederationError, match="round 2 gave another result"):
+        run(submission, [*others, FakeNode("n10", train=stepping(0.0, 0))], tmp_path)
 
 
 def test_an_account_that_cannot_pay_refuses_before_anybody_is_asked(make_submission, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from privet.simulations.report import write_report
 from privet.simulations.result import result_of
 from privet.simulations.scenario import Scenario
 from privet.simulations.world import World
-from signed_ledgers import key_of
+from signed_ledgers import key_of, read
 
 CPU = torch.device("cpu")
 CENTRAL = (
@@ -124,6 +124,32 @@ def test_a_ledger_is_of_so_many_nodes(make_plan, tmp_path: Path) -> None:
     other = begun(make_plan(*CENTRAL, "simulation.nodes=30"), tmp_path / "run-2", ledgers=tmp_path / "ledgers")
     with pytest.raises(BudgetError, match="declares 20 nodes, simulated are 30"):
         other.run(lambda view: None)
+
+
+@pytest.mark.parametrize(
+    "change", ["run.seed=4", "simulation.held-out=0.2", "model.records=130", "run.dataset=x run.seed=4"]
+)
+def test_a_budget_is_of_the_same_nodes(make_plan, tmp_path: Path, change: str) -> None:
+    """As many others are not: epsilons of two populations add up to nobody's."""
+    carried_out(begun(make_plan(*CENTRAL), tmp_path / "run-1", ledgers=tmp_path / "ledgers"))
+    other = begun(make_plan(*CENTRAL, *change.split()), tmp_path / "run-2", ledgers=tmp_path / "ledgers")
+    with pytest.raises(BudgetError, match="is of other nodes") as error:
+        other.run(lambda view: None)
+    assert "other --ledgers" in error.value.remedy
+    kinds = [entry.kind for entry in read(tmp_path / "ledgers" / "server.sqlite", owner="server")]
+    assert kinds.count("charge") == 1
+
+
+def test_runs_that_share_a_budget_share_no_noise(make_plan, tmp_path: Path) -> None:
+    """With hardly any learning a run moves by its noise alone, and two such by other noise; as a comparison does."""
+    still = (*CENTRAL, "simulation.account-epsilon=20.0", "training.learning-rate=1e-30", "run.rounds=1")
+    others = ("training.learning-rate=2e-30", "run.name=test-without-faults", "simulation.faults.drop=0.2")
+    models = []
+    for number, change in enumerate(("run.rounds=1", *others)):
+        folder = tmp_path / f"run-{number}"
+        models.append(carried_out(begun(make_plan(*still, change), folder, ledgers=tmp_path / "ledgers")).model)
+    values = [np.concatenate([array.reshape(-1) for array in model.values()]) for model in models]
+    assert len({value[0] for value in values}) == len(models)
 
 
 def test_delta_must_lie_below_one_over_the_nodes(make_plan, tmp_path: Path) -> None:

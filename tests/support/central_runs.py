@@ -11,7 +11,7 @@ from flwr.app import MetricRecord, RecordDict
 from privet.privacy.budget.accounts import AccountBook, AccountTerms
 from privet.privacy.channel import words
 from privet.privacy.submission import Submission
-from privet.server.central import CentralRounds, Noise, seeded_noise
+from privet.server.central import CentralRounds, Noise, seed_of, seeded_noise
 from privet.server.central_federation import CentralFederation
 from privet.server.central_ledger import CentralLedger
 from privet.server.checkpoints import Checkpoints, State
@@ -70,7 +70,7 @@ def run(
     """Carry it out, from its newest checkpoint where there is one; the last state."""
     book = book_of(folder / "server.sqlite", submission, len(nodes))
     try:
-        rounds = CentralRounds(submission, book.nodes, book, noise or seeded_noise(submission.plan.run.seed))
+        rounds = CentralRounds(submission, book.nodes, book, noise or seeded_noise(seed_of(submission)))
         checkpoints = Checkpoints(folder / "checkpoints", submission.hash)
         return CentralFederation(submission, grid_of(nodes, fault), checkpoints, watch, central=rounds).run()
     finally:
