@@ -32,6 +32,7 @@ class ChargeAuditor:
         submission = self._submission(entry, body)
         account = self._history.accounts.get(body.account)
         if submission is not None:
+            self._check_mechanism(entry, submission)
             self._check_terms(entry, body, submission)
             self._check_cost(entry, body, submission, account)
         if account is None:
@@ -63,6 +64,15 @@ class ChargeAuditor:
         except UsageError as error:
             self._findings.add(entry, "submission", error.message)
             return None
+
+    def _check_mechanism(self, entry: int, submission: Submission) -> None:
+        opening = self._history.opening
+        is_simulation = opening is not None and opening.purpose == "simulation"
+        if submission.plan.privacy.is_central and not is_simulation:
+            why = (
+                "a deployment was charged for unit 'node', whose noise is added where this institution cannot check it"
+            )
+            self._findings.add(entry, "unit", why)
 
     def _check_terms(self, entry: int, body: Charged, submission: Submission) -> None:
         privacy = submission.plan.privacy

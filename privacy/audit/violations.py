@@ -27,7 +27,7 @@ CODES = {
     "divergence": "a charge of another Renyi divergence than its plan costs",
     "accountants": "two accountants that contradict each other on a charge",
     "delta-too-large": "a delta that is not below one over the declared size",
-    "unit": "a plan whose unit the account does not offer",
+    "unit": "a plan whose unit the account, or the ledger's purpose, does not offer",
     "unsigned": "a run of a deployment without the operator who signed for it",
     "operator": "an operator whose signature, name, key, certificate or time does not hold",
     "undecided": "a charge, request, answer or app's run that the policy did not permit right before it",

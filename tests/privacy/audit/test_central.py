@@ -5,13 +5,14 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
-from central_runs import ADAPTIVE, CENTRAL, book_of, nodes_of, run
+from central_runs import ADAPTIVE, CENTRAL, TERMS, book_of, nodes_of, run
 from privet.privacy.audit.claims import as_json, claims_of, sentences
 from privet.privacy.audit.replay import Audit, audit_ledger
-from privet.privacy.budget.adaptive import sum_noise_multiplier
+from privet.privacy.budget.adaptive import LARGEST_CLIP_NORM, SMALLEST_CLIP_NORM, sum_noise_multiplier
 from privet.privacy.submission import Submission
-from signed_ledgers import key_of
+from signed_ledgers import declared, key_of, opened, read
 
 MakeSubmission = Callable[..., Submission]
 RAISED = sum_noise_multiplier(0.8, 2.0)
@@ -111,6 +112,30 @@ def test_round_that_was_left_out(make_submission: MakeSubmission, tmp_path: Path
     book.close()
     (problem,) = problems(audited(tmp_path / "server.sqlite"))
     assert "round 2 after round 0" in problem
+
+
+def test_deployment_that_was_charged_for_a_servers_noise(make_submission: MakeSubmission, tmp_path: Path) -> None:
+    """Whatever admitted it: it was not this project's guard (rule 13)."""
+    submission, path = make_submission(*CENTRAL), tmp_path / "ledger.sqlite"
+    ledger = opened(path, "deployment", "institution")
+    accounts = declared(ledger, TERMS, 10)
+    body = book_of(tmp_path / "server.sqlite", submission)
+    body.close()
+    charge = next(entry.content for entry in read(tmp_path / "server.sqlite", owner="server") if entry.kind == "charge")
+    accounts.ledger.append("charge", charge)
+    ledger.close()
+    said = [problem for problem in problems(audited(path)) if problem.startswith("unit: ")]
+    assert said == [
+        "unit: a deployment was charged for unit 'node', whose noise is added where this institution cannot check it"
+    ]
+
+
+@pytest.mark.parametrize("clip_norm", [SMALLEST_CLIP_NORM, LARGEST_CLIP_NORM])
+def test_a_run_at_the_limits_of_its_clip_norm_holds(make_submission: MakeSubmission, tmp_path: Path, clip_norm) -> None:
+    submission = make_submission(*ADAPTIVE, f"privacy.clip-norm={clip_norm!r}", "privacy.clip-learning-rate=5.0")
+    state = run(submission, nodes_of(10), tmp_path)
+    assert problems(audited(tmp_path / "server.sqlite")) == []
+    assert all(np.isfinite(array).all() for array in state.model.values())
 
 
 def test_the_words_are_those_of_the_json(make_submission: MakeSubmission, tmp_path: Path) -> None:
