@@ -1,8 +1,9 @@
 """CohortGrid: a LocalGrid whose nodes train in groups, by a crew.
 
-Who is in a group follows from the nodes that are asked. So one seed gives one model: neither what a node answers, nor
-whether it has answered before, nor how many processes there are changes anybody's company. Groups begin one after the
-other, while those before them are trained; they finish, and their replies arrive, in that order too.
+Who is in a group follows from the nodes that are asked, and not from what takes how long, nor from how many processes
+there are: so one seed gives one model. A node of it that does not train, because it refuses or has answered before,
+leaves the batch, which changes what the others compute by rounding alone. Groups begin one after the other, while those
+before them are trained; they finish, and their replies arrive, in that order too.
 """
 
 from collections import deque
@@ -24,6 +25,7 @@ from .cohort.trainer import groups_of
 from .cohort_work import CohortWork
 from .crew import Crew, Order
 from .grid import Fault, LocalGrid
+from .undisturbed import undisturbed
 
 _TOGETHER = (words.TRAIN, words.EVALUATE)
 
@@ -80,6 +82,7 @@ class CohortGrid(LocalGrid):
         self._is_summed = is_summed and fault is None
         self._row_of: dict[int, int] = {}  # by node, of the answers whose update is not in them
         self._added: list[tuple[int, float]] = []
+        self._open = deque[_Group]()  # those that have begun and not finished
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """See LocalGrid."""
@@ -122,28 +125,40 @@ class CohortGrid(LocalGrid):
             self._work.load(to_parameters(record))
         sizes = [self._parties[message.metadata.dst_node_id].records for message in messages]
         groups = deque(groups_of(sizes, self._at_once))
-        begun = deque[_Group]()
         try:
-            while groups or begun:
-                while groups and len(begun) < self._crew.most_open:
-                    begun.append(self._begun([messages[place] for place in groups.popleft()]))
+            while groups or self._open:
+                while groups and len(self._open) < self._crew.most_open:
+                    with undisturbed():
+                        self._begin([messages[place] for place in groups.popleft()])
                 self._meanwhile()
-                group = begun[0]
-                replies, is_held = self._finished(group)
-                begun.popleft()
+                group = self._open[0]
+                self._await(group)
+                with undisturbed():
+                    replies, is_held = self._finished(group)
+                    self._open.popleft()
                 yield from self._handed_on(group.asked, replies, group.rows if is_held else ())
-        finally:  # whoever asked has gone away: what has begun is kept for when he asks again
-            for group in begun:
-                self._finished(group)
+        finally:
+            self.close()
 
-    def _begun(self, messages: list[Message]) -> "_Group":
+    def close(self) -> None:
+        """Whoever asked has gone away: what has begun is kept for when he asks again."""
+        while self._open:
+            self._await(self._open[0])
+            with undisturbed():
+                self._finished(self._open.popleft())
+
+    def _begin(self, messages: list[Message]) -> None:
         for message in messages:
             self._number(message)
         nodes = ((self._parties[message.metadata.dst_node_id].node, message) for message in messages)
         asked = begun_together(nodes, self._read)
         those = [(one.node, one.step) for one in asked if isinstance(one.step, Begun)]
         order = self._work.order(those) if those else None
-        return _Group(asked, order, self._crew.give(order) if order is not None else None)
+        self._open.append(_Group(asked, order, self._crew.give(order) if order is not None else None))
+
+    def _await(self, group: "_Group") -> None:
+        if group.ticket is not None:
+            self._crew.wait(group.ticket)
 
     def _finished(self, group: "_Group") -> tuple[list[Message], bool]:
         """The replies; and whether their updates are held, and not in them."""

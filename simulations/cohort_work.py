@@ -4,6 +4,7 @@ The engine hands back a sum where the strategy is a weighted mean: updates stay 
 the very roundings of the server's running average, and so the sum is the same to the last bit.
 """
 
+import logging
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -40,6 +41,9 @@ from .world import World
 # Values times rows from which a sum is worth sharing out; what of them one pass takes, so that it stays in the caches.
 _WORTH_SHARING = 2**18
 _ROWS_AT_ONCE, _VALUES_AT_ONCE = 16, 2**12
+_REASON_LENGTH = 500  # characters of what a task raised, for the local log
+
+log = logging.getLogger("privet.node")
 
 
 class CohortWork:
@@ -128,11 +132,13 @@ class CohortWork:
             result["finite"] = torch.isfinite(sums).tolist()
             return result
         except Exception as error:
-            return {"failed": type(error).__name__}
+            return {"failed": f"{type(error).__name__}: {error}"[:_REASON_LENGTH]}
 
     def carried(self, order: Order, result: Result) -> list[Carried] | None:
         """What each node of an order gave; None where the task failed for them together."""
         if "failed" in result:
+            names = ", ".join(member["node"] for member in order["members"])
+            log.warning("the task failed for %s together: %s", names, result["failed"])
             return None
         done = {**result["done"], **self._made_of}
         if order["do"] == "evaluate":
@@ -155,7 +161,6 @@ class CohortWork:
 
     def sum_orders(self, rows: Sequence[int], shares: Sequence[float], processes: int) -> list[Order]:
         """How the sum of rows, each times its share, is computed: a part of the model for each process."""
-        self._sum.zero_()
         parts = processes if len(rows) * self._model.size >= _WORTH_SHARING else 1
         ends = [self._model.size * part // parts for part in range(parts + 1)]
         job = {"do": "add", "rows": list(rows), "shares": list(shares)}
@@ -169,6 +174,7 @@ class CohortWork:
 
     def _add(self, order: Order) -> None:
         """As aggregation.RunningAverage.add: terms are rounded to multiples of a quantum, so that no order counts."""
+        self._sum[order["from"] : order["to"]] = 0.0  # here, since an order may be carried out twice
         shares = torch.tensor(order["shares"], dtype=torch.float64).unsqueeze(1)
         for rows, of_rows in zip(_portions(order["rows"]), torch.split(shares, _ROWS_AT_ONCE), strict=True):
             for start in range(order["from"], order["to"], _VALUES_AT_ONCE):

@@ -6,6 +6,8 @@ whoever carries it out: so results do not depend on how many processes there are
 of one that dies are carried out again.
 """
 
+import contextlib
+import ctypes
 import gc
 import json
 import logging
@@ -21,6 +23,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from .undisturbed import undisturbed
+
 Order = dict[str, Any]
 Result = dict[str, Any]
 Work = Callable[[Order], Result]
@@ -28,6 +32,7 @@ Work = Callable[[Order], Result]
 # Orders that a worker has before it, so that it need not wait for the next one while this process is busy.
 _AHEAD = 2
 _READ_BYTES = 1 << 16
+_PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger("privet.node")
 
@@ -58,6 +63,7 @@ class Crew:
         self._waiting: deque[int] = deque()  # of them, those that nobody has before him
         self._results: dict[int, Result] = {}
         self._given = 0
+        self._is_frozen = processes > 1
         if processes > 1:
             gc.collect()
             gc.freeze()  # what exists now is no child's to clean up
@@ -74,29 +80,43 @@ class Crew:
 
     def give(self, order: Order) -> int:
         """An order, which somebody carries out; gives the ticket for its result."""
-        ticket = self._given
-        self._orders[ticket] = order
-        self._waiting.append(ticket)
-        self._given += 1
-        self._hand_out()
-        return ticket
+        with undisturbed():
+            ticket = self._given
+            self._given += 1
+            self._orders[ticket] = order
+            self._waiting.append(ticket)
+            self._hand_out()
+            return ticket
 
-    def take(self, ticket: int) -> Result:
-        """The result of an order, once; carries orders out meanwhile that nobody else has before him."""
+    def wait(self, ticket: int) -> None:
+        """Return when the result of an order is there; carries orders out meanwhile that nobody else has before him.
+
+        Ctrl-C ends the waiting and loses nothing.
+        """
         if ticket not in self._orders and ticket not in self._results:
             raise ValueError("nothing was ordered, or it was taken")
         while ticket not in self._results:
-            self._listen(wait=not self._waiting)
-            self._hand_out()
+            if not self._waiting and self._workers:
+                self._selector.select()
+            with undisturbed():
+                self._listen()
+                self._hand_out()
             if ticket not in self._results and self._waiting:
-                self._carry_out(self._waiting.popleft())
+                self._carry_out(self._waiting[0])
+
+    def take(self, ticket: int) -> Result:
+        """The result of an order, once; see `wait`."""
+        self.wait(ticket)
         return self._results.pop(ticket)
 
     def close(self) -> None:
         """End the other processes."""
-        for worker in list(self._workers):
-            self._bury(worker)
-        self._selector.close()
+        with undisturbed():
+            for worker in list(self._workers):
+                self._bury(worker)
+            self._selector.close()
+            if self._is_frozen:
+                gc.unfreeze()
 
     def __enter__(self) -> Self:
         return self
@@ -114,6 +134,7 @@ class Crew:
         if pid == 0:
             try:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process says what becomes of Ctrl-C
+                _die_with_parent()
                 for end in (ours, *(worker.socket for worker in self._workers)):
                     end.close()  # or the others' sockets would stay open when the first process is gone
                 _serve(theirs, self._work)
@@ -125,12 +146,11 @@ class Crew:
         self._selector.register(ours, selectors.EVENT_READ, worker)
 
     def _carry_out(self, ticket: int) -> None:
-        try:
-            self._results[ticket] = self._work(self._orders[ticket])
-        except BaseException:  # Ctrl-C: it may still be wanted
-            self._waiting.appendleft(ticket)
-            raise
-        del self._orders[ticket]
+        result = self._work(self._orders[ticket])
+        with undisturbed():
+            self._waiting.remove(ticket)
+            del self._orders[ticket]
+            self._results[ticket] = result
 
     def _hand_out(self) -> None:
         for ahead in range(_AHEAD):
@@ -141,15 +161,13 @@ class Crew:
     def _send(self, worker: _Worker, ticket: int) -> None:
         worker.tickets.append(ticket)
         try:
-            worker.socket.sendall(json.dumps(self._orders[ticket]).encode() + b"\n")
+            worker.socket.sendall(json.dumps([ticket, self._orders[ticket]]).encode() + b"\n")
         except OSError:
             self._bury(worker)
 
-    def _listen(self, wait: bool) -> None:
-        """Take in the results that have come; `wait` for one where none has."""
-        if not self._workers:
-            return
-        for key, _ in self._selector.select(None if wait else 0):
+    def _listen(self) -> None:
+        """Take in the results that have come."""
+        for key, _ in self._selector.select(0) if self._workers else ():
             worker: _Worker = key.data
             try:
                 content = worker.socket.recv(_READ_BYTES)
@@ -160,24 +178,33 @@ class Crew:
                 self._bury(worker)
                 continue
             *lines, worker.partial = (worker.partial + content).split(b"\n")
-            for line in lines:
-                ticket = worker.tickets.popleft()
+            for ticket, result in map(json.loads, lines):
+                worker.tickets.remove(ticket)
                 del self._orders[ticket]
-                self._results[ticket] = json.loads(line)
+                self._results[ticket] = result
 
     def _bury(self, worker: _Worker) -> None:
         """It is gone, or to go: what it had before it is anybody's again."""
         self._workers.remove(worker)
         self._selector.unregister(worker.socket)
-        worker.socket.close()  # which ends it, when it has done what it is at
+        worker.socket.close()
         self._waiting.extendleft(reversed(worker.tickets))
-        os.kill(worker.pid, signal.SIGKILL)
-        os.waitpid(worker.pid, 0)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):  # who ignores SIGCHLD has nobody to wait for
+            os.waitpid(worker.pid, 0)
 
 
 def _serve(end: socket.socket, work: Work) -> None:
     """A child's life: order after order, until nobody is there to give any."""
     with end.makefile("rwb") as stream:
         for line in stream:
-            stream.write(json.dumps(work(json.loads(line))).encode() + b"\n")
+            ticket, order = json.loads(line)
+            stream.write(json.dumps([ticket, work(order)]).encode() + b"\n")
             stream.flush()
+
+
+def _die_with_parent() -> None:
+    """A child that waits for nothing any more, stopped or hung, ends when the first process does (prctl(2))."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -76,9 +76,11 @@ class Engine:
 def processes_for(engine: Engine, plan: Plan, world: World, asked: int | None) -> int:
     """How many processes train: as many as asked for, by default one for each core; no more than find work in a round.
 
-    One only, where processes cannot be forked or share what they train on: on a GPU, and elsewhere than on Linux.
+    One only, where processes cannot be forked or share what they train on: on a GPU, elsewhere than on Linux, and where
+    torch may have begun threads, for which a forked process would wait for ever.
     """
-    if engine.model is None or engine.model.device.type != "cpu" or torch.cuda.is_available() or not can_fork():
+    is_alone = torch.cuda.is_available() or torch.get_num_threads() > 1 or not can_fork()
+    if engine.model is None or engine.model.device.type != "cpu" or is_alone:
         return 1
     cohort = math.ceil(len(world.shares) * plan.aggregation.fraction)
     return max(1, min(asked or len(os.sched_getaffinity(0)), -(-cohort // engine.at_once)))

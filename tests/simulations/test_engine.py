@@ -1,6 +1,9 @@
 """The cohort engine under a whole simulation: the ledgers, refusals and models of node after node, many at once."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -22,13 +25,17 @@ from privet.privacy.budget.book import DeclaredDataset
 from privet.privacy.budget.ledger import Entry
 from privet.privacy.channel import words
 from privet.privacy.plan import Plan
+from privet.server.aggregation import RunningAverage
 from privet.server.checkpoints import State
 from privet.server.run_folder import RunFolder
 from privet.server.simulated import simulated_submission
 from privet.simulations.cohort.unsupported import UnsupportedError
+from privet.simulations.cohort_work import CohortWork
+from privet.simulations.crew import Crew, Order, Result
 from privet.simulations.engine import PRECISIONS, Engine, EngineName
 from privet.simulations.grid import Fault
 from privet.simulations.scenario import Scenario
+from privet.simulations.shelf import Shelf
 from privet.simulations.sweep_point import run_point
 from privet.simulations.world import World
 from safetensors.numpy import load_file
@@ -434,3 +441,52 @@ def test_witness_of_a_simulation_looks_at_the_first_the_last_and_every_sixteenth
         assert audit.not_witnessed == 1  # that the last head was countersigned
         entries = read(ledger, owner=ledger.stem)
         assert [entry.kind for entry in entries].count("witnessed") == 3
+
+
+def test_sum_is_right_though_a_process_is_killed_when_it_has_added(make_plan: Make, tmp_path: Path) -> None:
+    """Its part is added up again by another, and must not count twice."""
+    scenario = scenario_of(make_plan(), tmp_path / "run", "cohort", Sevens(lambda: nn.Linear(5, 40_000)))
+    model, here = scenario.engine.model, os.getpid()
+    assert model is not None
+    shelf = Shelf(tmp_path / "rows.bin", model.initial, nodes=3)
+    rows = [shelf.place(1) for _ in range(20)]
+    shelf.rows[rows] = 1.0
+    work = CohortWork(model, scenario.trainable, scenario.submission, scenario.world, shelf)
+
+    def dying(order: Order) -> Result:
+        result = work(order)
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    with Crew(dying, 3) as crew:
+        for ticket in [crew.give(order) for order in work.sum_orders(rows, [1 / 20] * 20, 3)]:
+            crew.take(ticket)
+        assert len(crew) == 1
+    expected = RunningAverage({"all": shelf.rows[0]}, 20)
+    for row in rows:
+        expected.add({"all": shelf.rows[row]}, 1)
+    (whole,) = dict(expected.result()).values()
+    assert np.array_equal(np.concatenate([work.sum[slot.name] for slot in model.slots]).astype(np.float32), whole)
+
+
+@pytest.mark.parametrize("delay", [0.02, 0.05, 0.1, 0.15, 0.2, 0.3])
+def test_ctrl_c_at_any_moment_loses_nothing(make_plan: Make, tmp_path: Path, delay: float) -> None:
+    plan = make_plan("run.rounds=20", "simulation.nodes=7", private=True)
+    whole = scenario_of(plan, tmp_path / "whole", "cohort", Sevens(), processes=2)
+    carried_out(whole)
+    cut = scenario_of(plan, tmp_path / "cut", "cohort", Sevens(), processes=2)
+    assert len(cut.nodes) == 7
+    before = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(cut):
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            cut.run(lambda view: None)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    again = Scenario(cut.plan, cut.submission, cut.folder, cut.world, CPU, engine="cohort", processes=2)
+    carried_out(again)
+    assert np.array_equal(model_of(again), model_of(whole))
+    for name in again.world.shares:
+        assert [entry.kind for entry in entries_of(again, name)][3:] == ["charge", *["begin", "answer"] * 20]
