@@ -3,14 +3,20 @@
 An update is written once, into its row, by the process that computed it: there it is kept for a reply that is lost,
 hashed, and added up. The file outlives the processes, as a simulation's ledgers do. A row is free again when the next
 round begins: by then the round's checkpoint is there.
+
+Where whole nodes are hidden, a single update has no noise, and no reply is asked for again: there the memory has no
+file, and ends with the last process.
 """
 
 import hashlib
 import json
 import mmap
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +39,18 @@ class ShelvedAnswer(Answer):
 
 
 class Shelf:
-    """Rows of [d] float32 for updates like `model`, at `path`; begun, or found again after an interruption."""
+    """Rows of [d] float32 for updates like `model`, at `path`; begun, or found again after an interruption.
 
-    def __init__(self, path: Path, model: Parameters, nodes: int) -> None:
+    Without a path they lie in memory alone, and nothing of them can be found again.
+    """
+
+    def __init__(self, path: Path | None, model: Parameters, nodes: int) -> None:
         self._slots = list(_slots(model))
         self._size = sum(array.size for array in model.values())
         count = nodes * ROWS_OF_NODE
         length = _HEADER_BYTES + count * self._size * _FLOAT_BYTES
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("r+b" if path.exists() and path.stat().st_size == length else "w+b") as file:
+        with _nameless() if path is None else _opened(path, length) as file:
             file.truncate(length)  # sparse: what is never written takes no room
             self._map = mmap.mmap(file.fileno(), length)
         self._used = np.frombuffer(self._map, np.int64, 1)
@@ -50,7 +58,7 @@ class Shelf:
         self._round: int | None = None
         header = {name: list(array.shape) for name, array in model.items()}
         self._prefix = hashlib.sha256(b"privet/update/v1\0" + json.dumps(header).encode() + b"\0")
-        self._sums = path.with_suffix(".sums.jsonl")
+        self._sums = path.with_suffix(".sums.jsonl") if path is not None else None
 
     def place(self, round_number: int) -> int:
         """A free row. The rows of an earlier round are free when this process has seen that round end."""
@@ -83,6 +91,8 @@ class Shelf:
 
     def keep_sums(self, sums: Mapping[str, float]) -> str:
         """Keep what a node released of an evaluation; its hash."""
+        if self._sums is None:
+            raise ValueError("nothing is evaluated, nor kept, where whole nodes are hidden")
         line = json.dumps(sums)
         with self._sums.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -90,11 +100,13 @@ class Shelf:
 
     def clear(self) -> None:
         """Take the files away: when a run is done no reply can be lost any more."""
-        self._path.unlink(missing_ok=True)
-        self._sums.unlink(missing_ok=True)
+        for path in (self._path, self._sums):
+            if path is not None:
+                path.unlink(missing_ok=True)
 
     def _found_sums(self, digest: str) -> Answer | None:
-        lines = self._sums.read_text(encoding="utf-8").splitlines() if self._sums.exists() else []
+        sums = self._sums
+        lines = sums.read_text(encoding="utf-8").splitlines() if sums is not None and sums.exists() else []
         found = next((line for line in reversed(lines) if _hash_of_line(line) == digest), None)
         return None if found is None else Answer(sums=json.loads(found))
 
@@ -115,6 +127,18 @@ class ShelvedAnswers(Answers):
     def read(self, run_id: str, attempt: Attempt, answer_hash: str) -> Answer:
         """See Answers."""
         return self._shelf.find(answer_hash) or super().read(run_id, attempt, answer_hash)
+
+
+def _opened(path: Path, length: int) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("r+b" if path.exists() and path.stat().st_size == length else "w+b")
+
+
+def _nameless() -> BinaryIO:
+    """A file without a name, in memory where the system has such; elsewhere on disk, and gone with the processes."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("privet-round"), "w+b")
+    return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 def _slots(model: Mapping[str, Array]) -> Iterator[tuple[str, slice, tuple[int, ...]]]:
