@@ -21,7 +21,8 @@ What the claim rests on, each line of it tested in tests/server/test_central.py:
 4. Whatever else the result depends on is public: C, z, q and N are fixed before the round; the clip norm moves by
    noised counts only, after the round, so that the noise of a round is that of the norm which clipped.
 5. Who takes part, and how many answered, is the server's secret: sampling hides nobody from those who see the sample.
-   A node must trust the server, which sees every update.
+   A node must trust the server, which sees every update. Its checkpoints, and what a simulation writes down of rounds
+   and nodes, tell of that: they are the server's own, and no release. The model is one, and what the ledger says.
 6. Every round is charged before the first; each is entered before a node is asked, and what was done before its result
    is used (central_ledger.py).
 
@@ -74,8 +75,9 @@ class RoundBook(Protocol):
 class CentralSum:
     """The sum of a round's updates, each clipped to `clip_norm` over all parameters together; and of their bits.
 
-    In whole numbers, so that it does not depend on the order of answers; what `values` gives is rounded once, where a
-    whole number is above 2^53, after more than 2^13 updates. Memory: 20 bytes a parameter.
+    In whole numbers, so that it does not depend on the order of answers. What `values` gives of those above 2^53, which
+    takes 2^13 updates, is rounded: by less than clip_norm * 2^-35 a value, of as many nodes as a plan may have, 10^5.
+    Memory: 20 bytes a parameter.
     Sensitivity: one node's update changes the sum by at most `clip_norm` in L2, and the sum of bits by 1/2.
     """
 

@@ -2,7 +2,8 @@
 
 A round asks each node of the cohort once, and goes on with whoever answers, be it nobody: neither the number of
 answers nor the size of the cohort decides anything, since both depend on who takes part. `min-nodes` holds for the
-roster alone, which is public.
+roster alone, which is public. The model that it begins with is given to it, from the task and the plan's seed: were the
+nodes asked, one that lies would decide it, where the others fail.
 """
 
 from collections.abc import Iterable
@@ -26,13 +27,20 @@ _SERVER = 1  # the node number of whoever answers a message that was never sent
 
 
 class CentralFederation(Federation):
-    """See Federation; `rounds` come from `central`."""
+    """See Federation; `rounds` come from `central`, the first model is `initial`."""
 
     adds_noise = True
 
-    def __init__(self, *args: Any, central: CentralRounds, **options: Any) -> None:
+    def __init__(self, *args: Any, central: CentralRounds, initial: Parameters, **options: Any) -> None:
         super().__init__(*args, **options)
         self._central = central
+        self._initial = initial
+
+    def _begin(self) -> State:
+        """Round 0, without asking anybody."""
+        state = State(0, self._initial, {}, {}, {}, ())
+        self._checkpoints.save(state)
+        return state
 
     def _gather(self, state: State, number: int) -> tuple[Gathered, dict[str, int]]:
         """Begin the round, then ask the cohort, once."""

@@ -23,6 +23,8 @@ from .views import RoundView
 
 FORMAT = 1
 ACCURACY_NOTE = "simulator's view, not a release"
+# Of unit `node`, beside its epsilon: rounds and nodes are listed with presences that nothing hides.
+PRESENCE_NOTE = "who took part, and how many answered, is the simulator's view, not a release: no noise is on it"
 # A seeded simulation's noise protects nobody; the epsilon is that of the same plan with fresh noise.
 NOISE_NOTE = "epsilon is that of the plan with fresh noise; this run's noise is seeded and protects nobody"
 CENTRAL_NOTE = (
@@ -125,6 +127,7 @@ def _privacy_of(scenario: Scenario, state: State) -> Json:
         "clip_norm_at_end": clip_norm_in(state.strategy) if plan.privacy.target_quantile is not None else None,
         "noise_seeded": True,
         "noise_note": CENTRAL_NOTE if plan.privacy.is_central else NOISE_NOTE,
+        "presence_note": PRESENCE_NOTE if plan.privacy.is_central else None,
         "accountant": f"PLD (dp-accounting {version('dp-accounting')}, grid {PLD_GRID:g})",
     }
 

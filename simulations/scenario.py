@@ -81,6 +81,10 @@ class Scenario:
         precision: Precision = "float32",
     ) -> None:
         """`processes`: how many train, at most; by default one for each core. `precision`: what they multiply in."""
+        if engine == "ray" and plan.privacy.is_central:
+            raise UsageError("--engine ray: with unit 'node' all nodes train in this process", "--engine auto")
+        if engine == "ray" and plan.aggregation.strategy == "scaffold":
+            raise UsageError("--engine ray: strategy 'scaffold' keeps what it must in this machine", "--engine auto")
         self.plan = plan
         self.submission = submission
         self.folder = folder
@@ -114,10 +118,6 @@ class Scenario:
         check_sizes(plan, world)
         if policy is not None and plan.privacy.is_central:
             raise UsageError("--policy: with unit 'node' the nodes have no ledgers and ask no policy", "leave it out")
-        if engine == "ray" and plan.privacy.is_central:
-            raise UsageError("--engine ray: with unit 'node' all nodes train in this process", "--engine auto")
-        if engine == "ray" and plan.aggregation.strategy == "scaffold":
-            raise UsageError("--engine ray: strategy 'scaffold' keeps what it must in this machine", "--engine auto")
         submission = simulated_submission(plan)
         scenario = cls(plan, submission, folder, world, device, ledgers, engine, processes, precision)
         scenario.engine  # noqa: B018 -- an engine that cannot train the model is said before anything is written
@@ -216,7 +216,14 @@ class Scenario:
         if self._server is not None:
             rounds = central_rounds(self.submission, self.world, self._server)
             return CentralFederation(
-                self.submission, grid, checkpoints, look, name_of=names.__getitem__, held=held, central=rounds
+                self.submission,
+                grid,
+                checkpoints,
+                look,
+                name_of=names.__getitem__,
+                held=held,
+                central=rounds,
+                initial=self.trainable.initial,
             )
         witnesses = witnesses_in(self.ledgers, self.submission.plan.run.rounds, self._own)
         return Federation(self.submission, grid, checkpoints, look, witnesses, name_of=names.__getitem__, held=held)
@@ -282,7 +289,8 @@ class Scenario:
     def _shelf(self) -> Shelf | None:
         if self.engine.model is None:
             return None
-        return Shelf(self._answers / SHELF, self.engine.model.initial, len(self.world.shares))
+        path = None if self.plan.privacy.is_central else self._answers / SHELF  # no noise is on those
+        return Shelf(path, self.engine.model.initial, len(self.world.shares))
 
     @cached_property
     def _work(self) -> CohortWork | None:

@@ -11,7 +11,7 @@ class RoundView:
     """A round as the simulator sees it. `scores`: loss and metrics on held-out records, which no deployment has.
 
     `epsilon_executed`: the largest node's so far, at the plan's delta, unit and relation; None where no claim is made,
-    and for some of the rounds of a long run.
+    and for some of the rounds of a long run. `answered`: where whole nodes are hidden, this too no one else may see.
     """
 
     round: int

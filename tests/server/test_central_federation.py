@@ -187,6 +187,14 @@ def test_two_counts_of_one_round(make_submission, tmp_path: Path) -> None:
         run(submission, [*others, FakeNode("n10", train=stepping(0.0, 0))], tmp_path)
 
 
+def test_no_node_decides_the_model_that_all_begin_with(make_submission, tmp_path: Path) -> None:
+    """Be it the only one that would answer."""
+    nodes = [FakeNode("n00", train=stepping(0.0), initial=7.0), *nodes_of(9, step=0.0)[1:]]
+    states: list[State] = []
+    run(make_submission(*CENTRAL), nodes, tmp_path, watch=states.append)
+    assert not any(array.any() for array in states[0].model.values())
+
+
 def test_an_account_that_cannot_pay_refuses_before_anybody_is_asked(make_submission, tmp_path: Path) -> None:
     terms = AccountTerms("node", Decimal("0.5"), Decimal("0.01"))
     with pytest.raises(RefusedError, match="cannot pay"):

@@ -75,6 +75,27 @@ def test_an_interrupted_run_ends_with_the_same_model(make_plan, tmp_path: Path) 
     assert all(np.array_equal(parts.model[name], whole.model[name]) for name in whole.model)
 
 
+@pytest.mark.parametrize("engine", ["cohort", "sequential"])
+def test_no_update_without_noise_is_left_on_disk(make_plan, tmp_path: Path, engine: EngineName) -> None:
+    """Where a run is cut off: nothing reads them again."""
+    scenario = begun(make_plan(*CENTRAL), tmp_path / "run", engine)
+
+    def interrupt(view) -> None:
+        if view.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scenario.run(interrupt)
+    scenario.close()
+    assert not (tmp_path / "run" / "answers").exists()
+
+
+def test_ray_is_refused_where_a_run_is_resumed_too(make_plan, tmp_path: Path) -> None:
+    begun(make_plan(*CENTRAL), tmp_path / "run").close()
+    with pytest.raises(UsageError, match="--engine ray: with unit 'node'"):
+        Scenario.resumed(RunFolder(tmp_path / "run"), CPU, engine="ray")
+
+
 def test_the_server_has_the_one_ledger_and_its_audit_finds_nothing(make_plan, tmp_path: Path) -> None:
     scenario = begun(make_plan(*ADAPTIVE), tmp_path / "run", "cohort")
     carried_out(scenario)
@@ -104,6 +125,9 @@ def test_what_is_said_has_unit_relation_and_both_numbers(make_plan, tmp_path: Pa
     for told in ("The presence of any one node", "Each node must trust it", "per node", "add-or-remove-one"):
         assert told in page
     assert "to its own account" not in page
+    assert "whether an institution answers" not in page  # that is the presence which the claim is about
+    assert "Nor is the number that answered a release: no noise is on it." in page
+    assert "not a release: no noise is on it" in str(result["presence_note"])
 
 
 def test_runs_that_share_the_ledger_share_its_budget(make_plan, tmp_path: Path) -> None:

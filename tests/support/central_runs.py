@@ -72,6 +72,9 @@ def run(
     try:
         rounds = CentralRounds(submission, book.nodes, book, noise or seeded_noise(seed_of(submission)))
         checkpoints = Checkpoints(folder / "checkpoints", submission.hash)
-        return CentralFederation(submission, grid_of(nodes, fault), checkpoints, watch, central=rounds).run()
+        initial = {"w": np.zeros((2, 2), np.float32), "b": np.zeros(2, np.float32)}  # what fake nodes begin with
+        return CentralFederation(
+            submission, grid_of(nodes, fault), checkpoints, watch, central=rounds, initial=initial
+        ).run()
     finally:
         book.close()
