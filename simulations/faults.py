@@ -25,6 +25,7 @@ from flwr.serverapp import Grid
 
 from ..privacy.channel import words
 from ..privacy.channel.arrays import to_parameters, to_record
+from ..privacy.channel.files import append_lines
 from ..privacy.parameters import Array
 from ..privacy.plan import FaultsSection, Lie
 from .grid import AroundGrid
@@ -52,8 +53,7 @@ class Deeds:
         """Put into the file what was noted: before the round's checkpoint is written."""
         noted, self._noted = self._noted, []
         if noted:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(noted)
+            append_lines(self._path, "".join(noted).encode())
 
     def until(self, last_round: int) -> ByRound:
         """By round and kind the names of those who did it, each once, in order; later rounds are of a lost try."""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..client.answers import Answer, Answers
 from ..privacy.budget.guard import Attempt
+from ..privacy.channel.files import append_lines
 from ..privacy.parameters import Array, Parameters
 
 _HEADER_BYTES = mmap.PAGESIZE  # the count of rows in use, and room, so that rows begin where a page does
@@ -94,8 +95,7 @@ class Shelf:
         if self._sums is None:
             raise ValueError("nothing is evaluated, nor kept, where whole nodes are hidden")
         line = json.dumps(sums)
-        with self._sums.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_lines(self._sums, f"{line}\n".encode())
         return _hash_of_line(line)
 
     def clear(self) -> None:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 
+from ..privacy.channel.files import append_lines
+
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
@@ -34,8 +36,7 @@ class Views:
         line = asdict(view) | {
             "epsilon_executed": str(view.epsilon_executed) if view.epsilon_executed is not None else None
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_lines(self._path, f"{json.dumps(line)}\n".encode())
 
     def until(self, last_round: int) -> list[RoundView]:
         """All views up to a round, in order: later ones may be of a try that was lost."""

@@ -5,9 +5,7 @@ countersigns each head, once for each number: a second head of the same number i
 The witness learns sequence numbers, hashes and charges, also those of other operators' plans; nothing of records.
 """
 
-import errno
 import json
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..channel.files import append_lines
 from ..errors import LedgerError
 from .canonical import canonical
 from .keys import SigningKey, Verify, is_signed
@@ -24,7 +23,6 @@ from .ledger import CHARGES, Entry
 HEAD_BYTES = 4096
 # What one node may make a server keep: some 300 000 answers' heads.
 WITNESS_BYTES = 256 * 2**20
-_READABLE = 0o666  # as far as the process's own mask lets it be
 HEAD, COUNTERSIGNED = "ledger-head", "ledger-countersigned"  # purposes of signatures
 
 
@@ -105,7 +103,6 @@ class Witness:
         self._lock = threading.Lock()
         self._newest: Countersigned | None = None
         self.charges: set[str] = set()
-        _mend(path)
         for told in _told_in(path) if path.exists() else ():
             if isinstance(told, Countersigned):
                 self._newest = told
@@ -163,42 +160,15 @@ class Witness:
             )
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """All lines or none: on a full disk a torn one would stand before what is written when there is room again."""
+        """All lines or none. What was countersigned is not forgotten in a power cut."""
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        descriptor = self._opened()
-        try:
-            before = os.lseek(descriptor, 0, os.SEEK_END)
-            if before + len(content) > self._most_bytes:
-                raise LedgerError(
-                    f"{self._path}: {before} bytes and {len(content)} more; the most that is kept is "
-                    f"{self._most_bytes}",
-                    "stop the server, put the file away for the auditors, and start the server again",
-                )
-            try:
-                if os.write(descriptor, content) != len(content):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                if self._survives_power_cut:  # what was countersigned is not forgotten then
-                    os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, before)
-                raise
-        finally:
-            os.close(descriptor)
-
-    def _opened(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        try:
-            return os.open(self._path, flags, _READABLE)
-        except FileNotFoundError:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self._path, flags, _READABLE)
-
-
-def _mend(path: Path) -> None:
-    """Cut off a last line that a crash has torn, before another is written behind it."""
-    content = path.read_bytes() if path.exists() else b""
-    if content and not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
+        before = self._path.stat().st_size if self._path.exists() else 0
+        if before + len(content) > self._most_bytes:
+            raise LedgerError(
+                f"{self._path}: {before} bytes and {len(content)} more; the most that is kept is {self._most_bytes}",
+                "stop the server, put the file away for the auditors, and start the server again",
+            )
+        append_lines(self._path, content, self._survives_power_cut)
 
 
 def read_witness(path: Path) -> tuple[list[Countersigned], dict[str, dict[str, Any]]]:
