@@ -71,17 +71,19 @@ class Witnesses:
         """Each message with the head that was last countersigned for the node that it goes to; or with the word that
         none is asked for.
         """
+        unasked: dict[int, RecordDict] = {}  # by identity: most messages share one content
         for message in messages:
-            config = message.content.get(words.CONFIG)
-            told = {**config} if isinstance(config, ConfigRecord) else {}
+            content = message.content
+            config = content.get(words.CONFIG)
+            told = config if isinstance(config, ConfigRecord) else ConfigRecord()
             self._is_asking = self._is_due(told.get(words.ROUND))
             newest = self._of(names[message.metadata.dst_node_id]).newest() if self._is_asking else None
             if newest is not None:
-                told[words.WITNESSED] = head_text(newest)
+                message.content = _with_config(content, told, words.WITNESSED, head_text(newest))
             elif not self._is_asking:
-                told[words.NO_HEAD] = 1
-            if told:
-                message.content = RecordDict({**message.content, words.CONFIG: ConfigRecord(told)})
+                if id(content) not in unasked:
+                    unasked[id(content)] = _with_config(content, told, words.NO_HEAD, 1)
+                message.content = unasked[id(content)]
         return messages
 
     def _is_due(self, round_number: object) -> bool:
@@ -104,6 +106,10 @@ def witnesses_in(ledgers: Path, rounds: int, own: OwnSignatures | None = None) -
     folder = ledgers / "witness"
     key = SigningKey.load_or_create(folder / "server.pem", own=own, survives_power_cut=False)
     return Witnesses(folder, key, survives_power_cut=False, every=SIMULATED_EVERY, last=rounds)
+
+
+def _with_config(content: RecordDict, config: ConfigRecord, key: str, value: str | int) -> RecordDict:
+    return RecordDict({**content, words.CONFIG: ConfigRecord({**config, key: value})})
 
 
 def _charges(text: object) -> list[dict[str, Any]]:
