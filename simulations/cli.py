@@ -158,6 +158,7 @@ def _compared(
         other = Scenario.resumed(folder, device, None, *how)
     else:
         other = Scenario.begun(plan, folder, scenario.world, device, None, None, *how)
+    console.print(f"to compare, {kind.replace('-', ' ')}:")
     with closing(other):
         try:
             return Compared(other.views.until(_carried_out(other, console).round))
