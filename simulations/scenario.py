@@ -187,7 +187,7 @@ class Scenario:
         faults = self._faults(names)
         local = self._grid(names, fault or faults, onlooker.catch_up)
         held = local if isinstance(local, CohortGrid) else None
-        grid: Grid = local if self._variates is None else HearingGrid(local, self._variates)
+        grid: Grid = local if self._variates is None else HearingGrid(local, self._variates, names)
         if faults is not None:
             grid = LossyGrid(grid, faults)
         look = onlooker.look if self._variates is None else settled(self._variates, onlooker.look)

@@ -11,12 +11,9 @@ file, and ends with the last process.
 import hashlib
 import json
 import mmap
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +22,13 @@ from ..client.answers import Answer, Answers
 from ..privacy.budget.guard import Attempt
 from ..privacy.channel.files import append_lines
 from ..privacy.parameters import Array, Parameters
+from .mapped import MappedFile
 
 _HEADER_BYTES = mmap.PAGESIZE  # the count of rows in use, and room, so that rows begin where a page does
 _FLOAT_BYTES = 4
 # Rows a node: a round's first attempts, those of its spare rounds, and what a round before an interruption left behind.
 ROWS_OF_NODE = 8
+_ROOM_BYTES = 2**20  # for how much at once room is made, where nobody has said how many rows are to be taken
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,24 +50,35 @@ class Shelf:
         count = nodes * ROWS_OF_NODE
         length = _HEADER_BYTES + count * self._size * _FLOAT_BYTES
         self._path = path
-        with _nameless() if path is None else _opened(path, length) as file:
-            file.truncate(length)  # sparse: what is never written takes no room
-            self._map = mmap.mmap(file.fileno(), length)
-        self._used = np.frombuffer(self._map, np.int64, 1)
-        self.rows: NDArray[np.float32] = np.frombuffer(self._map, np.float32, offset=_HEADER_BYTES).reshape(count, -1)
+        self._file = MappedFile(path, length)
+        self._file.make_room(0, _HEADER_BYTES)
+        memory = self._file.memory
+        self._used = np.frombuffer(memory, np.int64, 1)
+        self.rows: NDArray[np.float32] = np.frombuffer(memory, np.float32, offset=_HEADER_BYTES).reshape(count, -1)
+        self._roomy = 0  # so many rows have their place on the disk
         self._round: int | None = None
+        self._row_of: dict[str, int] | None = None  # by hash, once one was looked for
+        self._sums_of: dict[str, str] | None = None
         header = {name: list(array.shape) for name, array in model.items()}
         self._prefix = hashlib.sha256(b"privet/update/v1\0" + json.dumps(header).encode() + b"\0")
         self._sums = path.with_suffix(".sums.jsonl") if path is not None else None
 
+    def expect(self, round_number: int, count: int) -> None:
+        """Make room for so many more updates of a round; raise CheckpointError where the disk is full."""
+        self._begin(round_number)
+        self._make_room(min(int(self._used[0]) + count, len(self.rows)))
+
     def place(self, round_number: int) -> int:
-        """A free row. The rows of an earlier round are free when this process has seen that round end."""
-        if self._round is not None and self._round != round_number:
-            self._used[0] = 0
-        self._round = round_number
+        """A free row. The rows of an earlier round are free when this process has seen that round end.
+
+        Raises MemoryError where all rows are taken, CheckpointError where the disk is full.
+        """
+        self._begin(round_number)
         row = int(self._used[0])
         if row == len(self.rows):
             raise MemoryError(f"all {row} rows are taken in round {round_number}")
+        if row >= self._roomy:
+            self._make_room(min(row + 1 + _ROOM_BYTES // (self._size * _FLOAT_BYTES), len(self.rows)))
         self._used[0] = row + 1
         return row
 
@@ -80,15 +90,19 @@ class Shelf:
 
     def answer(self, row: int, digest: str) -> ShelvedAnswer:
         """The update in a row, as views."""
+        if self._row_of is not None and digest:
+            self._row_of[digest] = row
         values = self.rows[row]
         return ShelvedAnswer({name: values[at].reshape(shape) for name, at, shape in self._slots}, hash=digest)
 
     def find(self, digest: str) -> Answer | None:
         """The answer of that hash, copied out; None where it is not here."""
-        for row in range(int(self._used[0])):
-            if self.hash_of(row) == digest:
-                return Answer({name: array.copy() for name, array in self.answer(row, digest).parameters.items()})
-        return self._found_sums(digest)
+        if self._row_of is None:
+            self._row_of = {self.hash_of(row): row for row in range(int(self._used[0]))}
+        row = self._row_of.get(digest)
+        if row is None or self.hash_of(row) != digest:  # it may have been changed since
+            return self._found_sums(digest)
+        return Answer({name: array.copy() for name, array in self.answer(row, digest).parameters.items()})
 
     def keep_sums(self, sums: Mapping[str, float]) -> str:
         """Keep what a node released of an evaluation; its hash."""
@@ -96,7 +110,10 @@ class Shelf:
             raise ValueError("nothing is evaluated, nor kept, where whole nodes are hidden")
         line = json.dumps(sums)
         append_lines(self._sums, f"{line}\n".encode())
-        return _hash_of_line(line)
+        digest = _hash_of_line(line)
+        if self._sums_of is not None:
+            self._sums_of[digest] = line
+        return digest
 
     def clear(self) -> None:
         """Take the files away: when a run is done no reply can be lost any more."""
@@ -104,11 +121,25 @@ class Shelf:
             if path is not None:
                 path.unlink(missing_ok=True)
 
+    def _begin(self, round_number: int) -> None:
+        if self._round is not None and self._round != round_number:
+            self._used[0] = 0
+            self._row_of = None
+        self._round = round_number
+
+    def _make_room(self, rows: int) -> None:
+        if rows > self._roomy:
+            start, end = (_HEADER_BYTES + count * self._size * _FLOAT_BYTES for count in (self._roomy, rows))
+            self._file.make_room(start, end)
+            self._roomy = rows
+
     def _found_sums(self, digest: str) -> Answer | None:
-        sums = self._sums
-        lines = sums.read_text(encoding="utf-8").splitlines() if sums is not None and sums.exists() else []
-        found = next((line for line in reversed(lines) if _hash_of_line(line) == digest), None)
-        return None if found is None else Answer(sums=json.loads(found))
+        if self._sums_of is None:
+            sums = self._sums
+            lines = sums.read_text(encoding="utf-8").splitlines() if sums is not None and sums.exists() else []
+            self._sums_of = {_hash_of_line(line): line for line in lines}
+        line = self._sums_of.get(digest)
+        return None if line is None else Answer(sums=json.loads(line))
 
 
 class ShelvedAnswers(Answers):
@@ -127,18 +158,6 @@ class ShelvedAnswers(Answers):
     def read(self, run_id: str, attempt: Attempt, answer_hash: str) -> Answer:
         """See Answers."""
         return self._shelf.find(answer_hash) or super().read(run_id, attempt, answer_hash)
-
-
-def _opened(path: Path, length: int) -> BinaryIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("r+b" if path.exists() and path.stat().st_size == length else "w+b")
-
-
-def _nameless() -> BinaryIO:
-    """A file without a name, in memory where the system has such; elsewhere on disk, and gone with the processes."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("privet-round"), "w+b")
-    return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 def _slots(model: Mapping[str, Array]) -> Iterator[tuple[str, slice, tuple[int, ...]]]:

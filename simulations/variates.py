@@ -30,6 +30,7 @@ from ..privacy.plan import TrainingSection
 from ..privacy.submission import Submission
 from ..server.checkpoints import State
 from .grid import AroundGrid
+from .mapped import MappedFile
 
 _PAGE = mmap.PAGESIZE
 
@@ -45,13 +46,22 @@ class Variates:
         size, count = sum(array.size for array in model.values()), len(names)
         rounds_bytes = -(-8 * (count + 1) // _PAGE) * _PAGE
         length = rounds_bytes + 4 * size * (2 * count + 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("r+b" if path.exists() and path.stat().st_size == length else "w+b") as file:
-            file.truncate(length)  # sparse: a node that never trains takes no room
-            self._map = mmap.mmap(file.fileno(), length)
-        self._rounds = np.frombuffer(self._map, np.int64, count + 1)  # of each new c_i; the last: of c
-        rows: NDArray[np.float32] = np.frombuffer(self._map, np.float32, offset=rounds_bytes).reshape(-1, size)
+        self._file = MappedFile(path, length)  # where a node that never trains takes no room
+        memory = self._file.memory
+        self._rounds = np.frombuffer(memory, np.int64, count + 1)  # of each new c_i; the last: of c
+        rows: NDArray[np.float32] = np.frombuffer(memory, np.float32, offset=rounds_bytes).reshape(-1, size)
         self._control, self._old, self._new = rows[0], rows[1 : count + 1], rows[count + 1 :]
+        self._row_bytes, self._rows_begin = 4 * size, rounds_bytes
+        self._roomy = set[int]()  # the places of nodes whose rows have theirs on the disk
+        self._file.make_room(0, rounds_bytes + self._row_bytes)
+
+    def make_room(self, names: Iterable[str]) -> None:
+        """For the c_i of these nodes, before they train; raise CheckpointError where the disk is full."""
+        for place in {self._places[name] for name in names} - self._roomy:
+            for row in (1 + place, 1 + len(self._places) + place):
+                start = self._rows_begin + row * self._row_bytes
+                self._file.make_room(start, start + self._row_bytes)
+            self._roomy.add(place)
 
     def hear(self, messages: Iterable[Message]) -> None:
         """Take c from the requests of a round: the same for all. Nobody may be at a request of another round."""
@@ -106,15 +116,18 @@ class Variates:
 
 
 class HearingGrid(AroundGrid):
-    """A Grid on whose way to the nodes c is heard."""
+    """A Grid on whose way to the nodes c is heard. `names`: the nodes' by id."""
 
-    def __init__(self, grid: Grid, variates: Variates) -> None:
+    def __init__(self, grid: Grid, variates: Variates, names: Mapping[int, str]) -> None:
         super().__init__(grid)
         self._variates = variates
+        self._names = names
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """As the grid does."""
         asked = list(messages)
+        trained = (message.metadata for message in asked if message.metadata.message_type == words.TRAIN)
+        self._variates.make_room(self._names[one.dst_node_id] for one in trained if one.dst_node_id in self._names)
         self._variates.hear(asked)
         return self.inner.send_and_receive(asked, timeout=timeout)
 
