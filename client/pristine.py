@@ -6,7 +6,7 @@ buffers, frozen parameters and the modules' own attributes are put back. What a 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,14 +17,17 @@ _PARTS = ("_parameters", "_buffers", "_modules")
 
 
 class Pristine:
-    """What a model had when this was made. `with_attributes`: those of its modules too, which Opacus needs to set."""
+    """What a model had when this was made; and the attributes of those of its modules that `with_attributes` names.
 
-    def __init__(self, model: nn.Module, *, with_attributes: bool) -> None:
+    Not of modules into which somebody must write: Opacus does, and the cohort engine's layers do.
+    """
+
+    def __init__(self, model: nn.Module, *, with_attributes: Callable[[nn.Module], bool]) -> None:
         modules = list(model.modules())
         self._parts = [(vars(module)[part], dict(vars(module)[part])) for module in modules for part in _PARTS]
         self._values = [(tensor, tensor.detach().clone()) for tensor in _untrained(model)]
         self._same = {id(one): one for one in (*modules, *model.parameters(), *model.buffers())}
-        kept = modules if with_attributes else []
+        kept = [module for module in modules if with_attributes(module)]
         self._attributes = [(module, self._copied(_attributes(module))) for module in kept]
 
     @torch.no_grad()

@@ -48,7 +48,9 @@ class TrainableModel:
         self.trained = [parameter for _, parameter in named]
         self._clip_norm = plan.privacy.record_clip_norm
         privacy = plan.privacy
-        self._pristine = Pristine(self.model, with_attributes=privacy.is_central) if privacy.is_private else None
+        self._pristine: Pristine | None = None
+        if privacy.is_private:
+            self._pristine = Pristine(self.model, with_attributes=lambda module: privacy.is_central)
         self.initial: Parameters = self.read()
         self.made_of = made_of(task)
 

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from ..client.answers import Answer
 from ..client.draw import Draw
 from ..client.node import Begun, Carried
 from ..client.participant import Participant
+from ..client.pristine import Pristine
 from ..client.randomness import drawn
 from ..client.tasks.protocol import Partition, Records
 from ..client.training import TrainableModel, held_out_scores, made_of
@@ -27,11 +29,13 @@ from ..client.update_clipping import clip_updates
 from ..privacy.channel.words import WITHIN
 from ..privacy.parameters import Parameters, is_same
 from ..privacy.submission import Submission
-from ..server.aggregation import ROUNDING
+from ..server.aggregation import PLAIN_BELOW, ROUNDING
 from .cohort.batches import Member
+from .cohort.chain import Chain
 from .cohort.evaluation import evaluate
 from .cohort.model import CohortModel
 from .cohort.passes import Precision
+from .cohort.stacked import StackedLayer
 from .cohort.trainer import CohortTrainer
 from .crew import Order, Result
 from .shelf import Shelf
@@ -70,6 +74,9 @@ class CohortWork:
         self._shelf = shelf
         self._variates = variates
         self._trainer = CohortTrainer(model, submission, precision=precision)
+        self._pristine: Pristine | None = None
+        if submission.plan.privacy.is_central:  # whatever a module of the task's keeps, it is no other node's
+            self._pristine = Pristine(model.stacked, with_attributes=_is_the_tasks)
         self._made_of = made_of(world.task)
         self._rows = torch.from_numpy(shelf.rows)
         self._parameters = torch.from_numpy(_shared(np.float32, model.size))
@@ -83,6 +90,10 @@ class CohortWork:
         if self._loaded is None or not is_same(parameters, self._loaded):
             self._parameters.copy_(self._model.joined(parameters))
             self._loaded = parameters
+
+    def expect(self, round_number: int, count: int) -> None:
+        """So many nodes are to be asked: raise CheckpointError where there is no room, before any of them begins."""
+        self._shelf.expect(round_number, count)
 
     def order(self, begun: Sequence[tuple[Participant, Begun]]) -> Order | None:
         """What is to be done for these nodes; None where they are not asked the same, or there is no room."""
@@ -120,6 +131,8 @@ class CohortWork:
             names = [member["node"] for member in order["members"]]
             corrections = self._variates.corrections(names).to(self._model.device) if self._variates else None
             start = self._parameters.to(self._model.device)
+            if self._pristine is not None:
+                self._pristine.restore()
             update = self._trainer.train_together(start, members, corrections=corrections)
             result: Result = {"done": dict(update.done)}
             if order["clip_norm"] is not None:  # whole updates are clipped, where whole nodes are hidden
@@ -129,8 +142,8 @@ class CohortWork:
                 self._variates.note(names, self._parameters.numpy(), values.numpy())
             is_kept = order["clip_norm"] is None  # by its hash an answer is found again, where one is kept
             result["hashes"] = [self._shelf.hash_of(row) if is_kept else "" for row in order["rows"]]
-            sums = update.values.sum(dim=1)  # one that overflows is handed over, and judged there
-            result["finite"] = torch.isfinite(sums).tolist()
+            least, largest = map(float, values.aminmax())  # of what is no number, neither is one
+            result["plain"] = max(largest, -least) < PLAIN_BELOW  # else each is handed over, and judged there
             return result
         except Exception as error:
             return {"failed": f"{type(error).__name__}: {error}"[:_REASON_LENGTH]}
@@ -174,7 +187,10 @@ class CohortWork:
         return {slot.name: values[slot.start : slot.end] for slot in self._model.slots}
 
     def _add(self, order: Order) -> None:
-        """As aggregation.RunningAverage.add: terms are rounded to multiples of a quantum, so that no order counts."""
+        """As aggregation.RunningAverage.add: terms are rounded to multiples of a quantum, so that no order counts.
+
+        All values are below PLAIN_BELOW: so every sum on the way is exact.
+        """
         self._sum[order["from"] : order["to"]] = 0.0  # here, since an order may be carried out twice
         shares = torch.tensor(order["shares"], dtype=torch.float64).unsqueeze(1)
         for rows, of_rows in zip(_portions(order["rows"]), torch.split(shares, _ROWS_AT_ONCE), strict=True):
@@ -213,6 +229,10 @@ class _RecordsOf:
 def _shared(kind: type[np.generic], count: int) -> NDArray[Any]:
     """Zeros that forked processes share."""
     return np.frombuffer(mmap.mmap(-1, count * np.dtype(kind).itemsize), kind)
+
+
+def _is_the_tasks(module: nn.Module) -> bool:
+    return not (isinstance(module, StackedLayer | Chain) or type(module).__module__.startswith("torch.nn."))
 
 
 def _portions(rows: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -68,6 +68,22 @@ class InList(nn.Module):
         return output
 
 
+class Late(nn.Module):
+    """Keeps records from its twelfth pass on: later than any trial on synthetic records looks."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.passes, self.kept = 0, torch.zeros(1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.inner(inputs - self.kept)
+        self.passes += 1
+        if self.passes > 12 and len(inputs):
+            self.kept = inputs.detach().flatten(1).sum(1).mean().reshape(1)
+        return output
+
+
 class Wrapped:
     """The task `synthetic`, its model in another module."""
 
@@ -121,11 +137,14 @@ def test_a_model_that_carries_a_nodes_records_to_the_next_is_refused(make_plan, 
         updates_of(make_plan(*CENTRAL), tmp_path / "run", Wrapped(InBuffer), "auto")
 
 
-def test_what_a_model_keeps_of_a_node_reaches_no_other_nodes_update(make_plan, tmp_path: Path) -> None:
-    """A list in a module is no tensor that a probe would look at."""
-    plan, task = make_plan(*CENTRAL), Wrapped(InList)
-    with_it = updates_of(plan, tmp_path / "with", task, "sequential")
-    without = updates_of(plan, tmp_path / "without", task, "sequential", "node-01")
+@pytest.mark.parametrize(("keeping", "engine"), [(InList, "sequential"), (Late, "sequential"), (Late, "cohort")])
+def test_what_a_model_keeps_of_a_node_reaches_no_other_nodes_update(
+    make_plan, tmp_path: Path, keeping: Callable[[nn.Module], nn.Module], engine: EngineName
+) -> None:
+    """An attribute of a module is no tensor that a probe would look at."""
+    plan, task = make_plan(*CENTRAL), Wrapped(keeping)
+    with_it = updates_of(plan, tmp_path / "with", task, engine)
+    without = updates_of(plan, tmp_path / "without", task, engine, "node-01")
     assert len(without) == NODES - 1
     for name, update in without.items():
         assert all(np.array_equal(array, with_it[name][key]) for key, array in update.items()), name
@@ -153,7 +172,7 @@ def test_frozen_parameters_and_buffers_are_put_back_before_a_node_trains(make_pl
 def test_attributes_are_put_back_and_the_parts_in_them_stay_the_same() -> None:
     model = InList(nn.Linear(2, 2))
     model.parts = [model.inner]  # type: ignore[assignment]  # as lists of modules that torch does not know of
-    pristine = Pristine(model, with_attributes=True)
+    pristine = Pristine(model, with_attributes=lambda module: True)
     for _ in range(2):
         model.seen.append(torch.ones(1))
         model.later = torch.ones(1)  # type: ignore[assignment]
