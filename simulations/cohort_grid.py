@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
@@ -123,6 +123,11 @@ class CohortGrid(LocalGrid):
         record = messages[0].content.get(words.ARRAYS)
         if isinstance(record, ArrayRecord):
             self._work.load(to_parameters(record))
+        config = messages[0].content.get(words.CONFIG)
+        if messages[0].metadata.message_type == words.TRAIN and isinstance(config, ConfigRecord):
+            number = config[words.ROUND]
+            assert isinstance(number, int), "the federation wrote it"
+            self._work.expect(number, len(messages))
         sizes = [self._parties[message.metadata.dst_node_id].records for message in messages]
         groups = deque(groups_of(sizes, self._at_once))
         try:
@@ -165,7 +170,7 @@ class CohortGrid(LocalGrid):
         if group.order is None or group.ticket is None:
             return finished_together(group.asked, None), False
         result = self._crew.take(group.ticket)
-        is_held = self._is_summed and all(result.get("finite", (False,)))
+        is_held = self._is_summed and bool(result.get("plain"))
         return finished_together(group.asked, self._work.carried(group.order, result), is_held), is_held
 
     def _handed_on(self, asked: list[Asked], replies: list[Message], rows: Iterable[int]) -> Iterator[Message]:

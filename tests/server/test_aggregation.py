@@ -1,12 +1,13 @@
 """The running average: right, independent of order, and small."""
 
 import tracemalloc
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from privet.server.aggregation import EXACT_BELOW, QUANTUM, RunningAverage
+from privet.server.aggregation import EXACT_BELOW, QUANTUM, ROUNDING, RunningAverage
 
 
 def updates_of(count: int, seed: int, size: int = 50, scale: float = 1.0) -> list[dict[str, np.ndarray]]:
@@ -84,10 +85,51 @@ def test_average_of_nothing_is_an_error() -> None:
         list(RunningAverage({"a": np.zeros(3, np.float32)}, 1).result())
 
 
+ANY_FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(data=st.data(), count=st.integers(2, 12))
+def test_order_of_replies_does_not_change_a_bit_whatever_the_magnitude(data: st.DataObject, count: int) -> None:
+    """As of a model that diverges, or of a node that lies: one sum in doubles would show the order there."""
+    values = data.draw(st.lists(st.lists(ANY_FLOAT32, min_size=6, max_size=6), min_size=count, max_size=count))
+    weights = data.draw(st.lists(st.integers(1, 10**6), min_size=count, max_size=count))
+    order = data.draw(st.permutations(range(count)))
+    updates = [{"a": np.array(row, np.float32)} for row in values]
+    one = average(updates, weights)["a"]
+    other = average([updates[i] for i in order], [weights[i] for i in order])["a"]
+    assert one.tobytes() == other.tobytes()
+    columns = list(zip(*values, strict=True))
+    total = sum(weights)
+    exact = [sum(w * Fraction(v) for v, w in zip(column, weights, strict=True)) / total for column in columns]
+    for found, right, column in zip(one.tolist(), exact, columns, strict=True):
+        largest = max(map(abs, column))
+        allowed = count * (QUANTUM + largest * 2.0**-35) + abs(right) * Fraction(2) ** -23
+        assert abs(Fraction(found) - right) <= allowed
+
+
+@pytest.mark.parametrize("scale", [2.0**11, 1e6, 1e12, 1e30])
+def test_order_of_many_large_replies_does_not_change_a_bit(scale: float) -> None:
+    updates, weights = updates_of(40, seed=3, scale=scale), list(range(1, 41))
+    one, other = average(updates, weights), average(updates[::-1], weights[::-1])
+    assert one["b"].tobytes() == other["b"].tobytes()
+
+
+def test_naive_sum_of_large_replies_does_depend_on_order() -> None:
+    """The reason for the ranges: a quantum that suits usual parameters leaves the exact range."""
+    updates = updates_of(40, seed=3, scale=1e6)
+    terms = [(u["b"].astype(np.float64) / 3.0 + ROUNDING) - ROUNDING for u in updates]
+    assert not np.array_equal(sum(terms), sum(reversed(terms)))
+
+
 def test_large_values_still_average() -> None:
-    """Beyond EXACT_BELOW the sum is an ordinary double sum: order may show, the value stays right."""
     huge = [{"a": np.full(4, value, np.float32)} for value in (EXACT_BELOW * 4, EXACT_BELOW * 8)]
     np.testing.assert_allclose(average(huge, [1, 1])["a"], EXACT_BELOW * 6, rtol=1e-7)
+
+
+def test_largest_float32_averages_to_itself() -> None:
+    largest = float(np.finfo(np.float32).max)
+    updates = [{"a": np.array([largest, -largest], np.float32)} for _ in range(7)]
+    assert average(updates, [3] * 7)["a"].tolist() == [largest, -largest]
 
 
 def test_memory_stays_at_a_few_updates_however_many_nodes_answer() -> None:
