@@ -5,12 +5,13 @@ Cedar's decimals have four digits, too few for a delta: numbers are Longs in mil
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 from ..envelope import time_of
-from ..plan import Plan
+from ..plan import Plan, Section
 from ..plan_app import AppSubmission
 from ..submission import Submission
 from .rules import LARGEST
@@ -29,6 +30,7 @@ _STRATEGY_OPTIONS = (
     "selected_nodes",
     "trimmed_fraction",
 )
+_PRIVACY_OPTIONS = ("target_quantile", "clip_learning_rate", "count_noise_stddev")
 
 
 def rounded_up(value: Decimal | float | None, unit: Decimal = MILLIONTH) -> int:
@@ -117,9 +119,16 @@ def _evaluation_noise(plan: Plan) -> int:
 
 def _options(plan: Plan) -> list[str]:
     """Each under whose it is: a model may have a key that the strategy has too."""
-    told = {key.replace("_", "-"): getattr(plan.aggregation, key) for key in _STRATEGY_OPTIONS}
-    of_strategy = {f"strategy.{key}={value}" for key, value in told.items() if value is not None}
-    return sorted(of_strategy | {f"model.{key}={value}" for key, value in plan.model.items()})
+    of_strategy = {f"strategy.{text}" for text in _spelled(plan.aggregation, _STRATEGY_OPTIONS)}
+    of_privacy = {f"privacy.{text}" for text in _spelled(plan.privacy, _PRIVACY_OPTIONS)}
+    return sorted(of_strategy | of_privacy | {f"model.{key}={value}" for key, value in plan.model.items()})
+
+
+def _spelled(section: Section, keys: Iterable[str]) -> Iterator[str]:
+    """Of these keys those that are given, as a plan's file spells them."""
+    for key in keys:
+        if (value := getattr(section, key)) is not None:
+            yield f"{key.replace('_', '-')}={value}"
 
 
 def _day(text: str) -> int:

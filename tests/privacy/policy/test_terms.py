@@ -27,6 +27,16 @@ TRIMMED = ("aggregation.strategy=fedtrimmedavg", "aggregation.trimmed-fraction=0
 MOVING = ("aggregation.strategy=fedavgm", "aggregation.server-momentum=0.1")
 PROXIMAL = ("aggregation.strategy=fedprox", "aggregation.proximal-mu=0.1")
 PRIVATE = ("privacy.unit=record", "privacy.delta=1e-5", "privacy.clip-norm=1.0")
+ADAPTIVE = (
+    "privacy.unit=node",
+    "privacy.noise-multiplier=0.8",
+    "privacy.delta=1e-3",
+    "privacy.clip-norm=0.5",
+    "run.spare-rounds=0",
+    "aggregation.fraction=0.5",
+    "privacy.target-quantile=0.5",
+    "privacy.count-noise-stddev=2.0",
+)
 # Of every key: a plan, and one assignment that makes it another.
 CHANGES: dict[str, tuple[tuple[str, ...], str]] = {
     "run.name": ((), "other"),
@@ -64,6 +74,9 @@ CHANGES: dict[str, tuple[tuple[str, ...], str]] = {
     "privacy.delta": ((*PRIVATE, "privacy.epsilon=3.0"), "1e-6"),
     "privacy.clip-norm": ((*PRIVATE, "privacy.epsilon=3.0"), "2.0"),
     "privacy.sampling-rate": ((), "0.25"),
+    "privacy.target-quantile": (ADAPTIVE, "0.6"),
+    "privacy.clip-learning-rate": (ADAPTIVE, "0.3"),
+    "privacy.count-noise-stddev": (ADAPTIVE, "3.0"),
     "evaluation.every": (("evaluation.every=1",), "2"),
     "evaluation.metrics": (("evaluation.every=1",), '["accuracy", "recall"]'),
     "evaluation.noise-multiplier": ((*PRIVATE, "privacy.noise-multiplier=4.0", *EVALUATED), "30.0"),
