@@ -65,10 +65,11 @@ class Crew:
         self._given = 0
         self._is_frozen = processes > 1
         if processes > 1:
-            gc.collect()
-            gc.freeze()  # what exists now is no child's to clean up
-            for _ in range(processes - 1):
-                self._fork()
+            with undisturbed():
+                gc.collect()
+                gc.freeze()  # what exists now is no child's to clean up
+                for _ in range(processes - 1):
+                    self._fork()
 
     def __len__(self) -> int:
         return len(self._workers) + 1

@@ -477,6 +477,7 @@ def test_ctrl_c_at_any_moment_loses_nothing(make_plan: Make, tmp_path: Path, del
     carried_out(whole)
     cut = scenario_of(plan, tmp_path / "cut", "cohort", Sevens(), processes=2)
     assert len(cut.nodes) == 7
+    cut.muster()
     before = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(cut):
