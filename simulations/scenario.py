@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from decimal import Decimal
 from functools import cached_property
@@ -20,6 +20,7 @@ from ..client.bench import Bench
 from ..client.node import Node, Workshop
 from ..client.participant import Participant
 from ..client.tasks.registry import load_task
+from ..privacy.alone import only_one
 from ..privacy.budget.charge import executed_epsilon
 from ..privacy.budget.guard import Standing
 from ..privacy.budget.own_signatures import OwnSignatures
@@ -59,6 +60,7 @@ from .world import World
 ROUNDS_ACCOUNTED = 20
 SHELF = "round.bin"  # in the folder of answers: those of the round that is under way
 VARIATES = "variates.bin"
+LOCK = "lock"
 POLICY = "policy.cedar"  # in the run's folder: what its nodes ask, where they ask a policy
 
 
@@ -176,7 +178,11 @@ class Scenario:
         return corrected(self._bench, variates, name) if variates is not None else self._workshop
 
     def muster(self) -> None:
-        """Start the processes that train; best before anything else of this process runs in threads."""
+        """Start the processes that train; best before anything else of this process runs in threads.
+
+        Raises UsageError where another process is at this run: they would write to the same rows.
+        """
+        self._alone  # noqa: B018
         self._crew  # noqa: B018
 
     def run(self, watch: Watch, fault: Fault | None = None) -> State:
@@ -237,6 +243,8 @@ class Scenario:
                 node.close()
         if self.__dict__.get("_server") is not None:
             self.__dict__.pop("_server").close()
+        if "_alone" in self.__dict__:
+            self.__dict__.pop("_alone").close()
 
     def standings(self) -> list[Standing]:
         """What the run has cost each node; where whole nodes are hidden, what it has cost any of them, once."""
@@ -307,6 +315,14 @@ class Scenario:
             return None
         at = self.folder.root / VARIATES
         return Variates(at, self.trainable.initial, list(self.world.shares), self.plan.training)
+
+    @cached_property
+    def _alone(self) -> ExitStack:
+        """Nobody else is at the run until this is closed, or this process gone: its crew may outlive it a moment."""
+        root, held = self.folder.root, ExitStack()
+        message, remedy = f"{root}: another process is at this run", f"wait, then: privet simulate --resume {root}"
+        held.enter_context(only_one(root / LOCK, message, remedy, with_children=False))
+        return held
 
     @cached_property
     def _crew(self) -> Crew | None:
