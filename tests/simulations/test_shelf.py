@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from privet.privacy.errors import CheckpointError
+from privet.privacy.plan import Plan
+from privet.privacy.plan_file import plan_text
 from privet.simulations.mapped import MappedFile
 from privet.simulations.shelf import Shelf
 
@@ -58,6 +61,41 @@ except CheckpointError as error:
     print(error.message, "|", error.remedy)
 print(name)
 """
+# A round of 60 nodes has updates of 5.8 MB. Then the disk grows.
+RUN = """
+import subprocess, sys
+from contextlib import closing
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[2])
+from cohorts import CPU, AnyTask
+from privet.privacy.errors import CheckpointError
+from privet.privacy.plan_file import parse_plan
+from privet.server.run_folder import RunFolder
+from privet.simulations.scenario import Scenario
+from privet.simulations.world import World
+class Wide(AnyTask):
+    def __init__(self):
+        super().__init__(lambda: torch.nn.Linear(5, 4000), (5,))
+    def shipped(self, options):
+        return self.records(120)
+torch.set_num_threads(1)
+plan = parse_plan(sys.argv[3], "test.toml")
+folder, world = RunFolder(Path(sys.argv[1]) / "run"), World.of(plan, Wide())
+elsewhere = Path(sys.argv[4])
+scenario = Scenario.begun(plan, folder, world, CPU, elsewhere, engine="cohort", processes=2)
+with closing(scenario):
+    try:
+        scenario.run(lambda view: None)
+    except CheckpointError as error:
+        print(error.message.removeprefix(sys.argv[1]), "|", error.remedy)
+subprocess.run(["mount", "-o", "remount,size=64m", sys.argv[1]], check=True)
+again = Scenario(plan, scenario.submission, folder, world, CPU, elsewhere, engine="cohort", processes=2)
+with closing(again):
+    state = again.run(lambda view: None)
+    standings = again.standings()
+    print(state.round, {standing.attempts for standing in standings}, {standing.answered for standing in standings})
+"""
 # No room at all: the file cannot have its length.
 LIMITED = """
 import resource, signal, sys
@@ -74,7 +112,7 @@ except CheckpointError as error:
 """
 
 
-def on_a_small_disk(folder: Path, script: str) -> str:
+def on_a_small_disk(folder: Path, script: str, *arguments: str) -> str:
     """What it prints, where `folder` is a file system of 4 MiB."""
     own = ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "--mount"]
     mount = "mount -t tmpfs -o size=4m small "
@@ -86,8 +124,10 @@ def on_a_small_disk(folder: Path, script: str) -> str:
     )
     if not is_able:
         pytest.skip("no small file system can be made here")
-    inside = f'{mount} "$1" && exec "$2" -c "$3" "$1"'
-    command = [*own, "sh", "-c", inside, "sh", str(folder), sys.executable, script]
+    inside = (
+        f'{mount} "$1" && folder="$1" python="$2" script="$3" && shift 3 && exec "$python" -c "$script" "$folder" "$@"'
+    )
+    command = [*own, "sh", "-c", inside, "sh", str(folder), sys.executable, script, *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done
     return done.stdout
@@ -105,6 +145,18 @@ def test_variates_on_a_full_disk_are_an_error_with_a_remedy_and_no_bus_error(tmp
     said = f"{tmp_path}/variates.bin: cannot be written: No space left on device | free space, then resume"
     assert refused == said
     assert name in ("node-18", "node-19", "node-20")  # of those before, both c_i have their room
+
+
+def test_run_whose_disk_is_full_ends_with_a_remedy_before_a_node_begins_and_can_be_resumed(
+    make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    """A node that had begun would have spent its attempt."""
+    small, support = tmp_path / "small", Path(__file__).parent.parent / "support"
+    small.mkdir()
+    plan = plan_text(make_plan("run.rounds=2", "simulation.nodes=60"))
+    refused, resumed = on_a_small_disk(small, RUN, str(support), plan, str(tmp_path / "ledgers")).splitlines()
+    assert refused == "/run/answers/round.bin: cannot be written: No space left on device | free space, then resume"
+    assert resumed == "2 {2} {2}"
 
 
 def test_shelf_that_cannot_have_its_length_is_an_error_with_a_remedy(tmp_path: Path) -> None:
