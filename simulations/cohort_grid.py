@@ -54,7 +54,7 @@ class _Group:
 
 
 class CohortGrid(LocalGrid):
-    """`parties` by node id; `at_once` of them form a group. `is_summed`: no update is handed over, but their sum.
+    """`parties` by node id; `ordered` of them form a group. `is_summed`: no update is handed over, but their sum.
 
     With a fault every update travels, since something may befall it. `meanwhile` is done while groups are trained.
     """
@@ -66,7 +66,7 @@ class CohortGrid(LocalGrid):
         parties: Mapping[int, Party],
         work: CohortWork,
         crew: Crew,
-        at_once: int,
+        ordered: int,
         *,
         is_summed: bool,
         fault: Fault | None = None,
@@ -76,7 +76,7 @@ class CohortGrid(LocalGrid):
         self._parties = dict(parties)
         self._work = work
         self._crew = crew
-        self._at_once = at_once
+        self._ordered = ordered
         self._meanwhile = meanwhile
         self._read = Reader()
         self._is_summed = is_summed and fault is None
@@ -129,7 +129,7 @@ class CohortGrid(LocalGrid):
             assert isinstance(number, int), "the federation wrote it"
             self._work.expect(number, len(messages))
         sizes = [self._parties[message.metadata.dst_node_id].records for message in messages]
-        groups = deque(groups_of(sizes, self._at_once))
+        groups = deque(groups_of(sizes, self._ordered))
         try:
             while groups or self._open:
                 while groups and len(self._open) < self._crew.most_open:

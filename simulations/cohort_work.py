@@ -131,13 +131,11 @@ class CohortWork:
             names = [member["node"] for member in order["members"]]
             corrections = self._variates.corrections(names).to(self._model.device) if self._variates else None
             start = self._parameters.to(self._model.device)
-            if self._pristine is not None:
-                self._pristine.restore()
-            update = self._trainer.train_together(start, members, corrections=corrections)
-            result: Result = {"done": dict(update.done)}
+            trained, done = self._trained(start, members, corrections)
+            result: Result = {"done": done}
             if order["clip_norm"] is not None:  # whole updates are clipped, where whole nodes are hidden
-                result["within"] = clip_updates(start, update.values, order["clip_norm"]).tolist()
-            self._rows[order["rows"]] = values = update.values.cpu()
+                result["within"] = clip_updates(start, trained, order["clip_norm"]).tolist()
+            self._rows[order["rows"]] = values = trained.cpu()
             if self._variates is not None:
                 self._variates.note(names, self._parameters.numpy(), values.numpy())
             is_kept = order["clip_norm"] is None  # by its hash an answer is found again, where one is kept
@@ -147,6 +145,23 @@ class CohortWork:
             return result
         except Exception as error:
             return {"failed": f"{type(error).__name__}: {error}"[:_REASON_LENGTH]}
+
+    def _trained(
+        self, start: torch.Tensor, members: Sequence[Member], corrections: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, str]]:
+        """The trained parameters [N, d] of nodes together; where whole nodes are hidden, of each alone in a model that
+        was put back before: an update must not depend on who trains beside it (server/central.py, rule 2).
+        """
+        if self._pristine is None:
+            together = self._trainer.train_together(start, members, corrections=corrections)
+            return together.values, dict(together.done)
+        rows, done = [], dict[str, str]()
+        for member in members:
+            self._pristine.restore()
+            update = self._trainer.train_together(start, [member])
+            rows.append(update.values)
+            done = dict(update.done)
+        return torch.cat(rows), done
 
     def carried(self, order: Order, result: Result) -> list[Carried] | None:
         """What each node of an order gave; None where the task failed for them together."""

@@ -32,12 +32,16 @@ ENGINES: tuple[EngineName, ...] = ("auto", "cohort", "sequential", "ray")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Engine:
-    """What trains, and why; `model`: the cohort's, None where nodes are trained one by one."""
+    """What trains, and why; `model`: the cohort's, None where nodes are trained one by one.
+
+    `at_once`: how many share a batch. `ordered`: how many are handed to a process at a time.
+    """
 
     name: Literal["cohort", "sequential", "ray"]
     why: str
     model: CohortModel | None = None
     at_once: int = 1
+    ordered: int = 1
     precision: Precision = "float32"
 
     @classmethod
@@ -65,12 +69,12 @@ class Engine:
             if asked == "cohort" or precision != "float32":
                 raise
             return cls("sequential", error.layer.partition("\n")[0])
-        at_once = min(nodes_at_once(model.size, device), len(world.shares))
-        if submission.plan.privacy.is_central:  # an update must not depend on who trains beside it: central.py, rule 2
-            at_once = 1
+        ordered = min(nodes_at_once(model.size, device), len(world.shares))
+        # An update must not depend on who trains beside it where whole nodes are hidden: server/central.py, rule 2.
+        at_once = 1 if submission.plan.privacy.is_central else ordered
         why = f"{at_once} node{'s' if at_once > 1 else ''} at once"
         why += "" if precision == "float32" else f", multiplied in {precision}"
-        return cls("cohort", why, model, at_once, precision)
+        return cls("cohort", why, model, at_once, ordered, precision)
 
 
 def processes_for(engine: Engine, plan: Plan, world: World, asked: int | None) -> int:
@@ -83,4 +87,4 @@ def processes_for(engine: Engine, plan: Plan, world: World, asked: int | None) -
     if engine.model is None or engine.model.device.type != "cpu" or is_alone:
         return 1
     cohort = math.ceil(len(world.shares) * plan.aggregation.fraction)
-    return max(1, min(asked or len(os.sched_getaffinity(0)), -(-cohort // engine.at_once)))
+    return max(1, min(asked or len(os.sched_getaffinity(0)), -(-cohort // engine.ordered)))

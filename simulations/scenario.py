@@ -283,7 +283,7 @@ class Scenario:
             parties,
             self._work,
             self._crew,
-            self.engine.at_once,
+            self.engine.ordered,
             is_summed=not self.plan.keeps_updates,
             fault=fault,
             meanwhile=meanwhile,
