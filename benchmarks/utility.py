@@ -181,7 +181,7 @@ def _targets(scores: list[Score]) -> list[str]:
 
 
 def _page(table: list[str], missed: list[str], scores: list[Score], seeds: int) -> str:
-    from privet.simulations.scenario import versions
+    from privet.simulations.versions import versions
 
     verdict = f"{len(missed)} missed" if missed else "all met"
     return _PAGE.format(

@@ -23,7 +23,7 @@ from ..server.run_folder import RunFolder
 from .flower import RunNodes
 from .local_log import log_to
 from .nodes import NodeFolders
-from .scenario import versions
+from .versions import versions
 
 FIRST_NODE_ID = SERVER_NODE_ID + 1
 

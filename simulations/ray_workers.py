@@ -15,7 +15,7 @@ from typing import Any
 from ..privacy.errors import FederationError, UsageError
 from .ray_actor import NodeActor, Place
 from .ray_installed import ADDRESS
-from .scenario import versions
+from .versions import versions
 
 # Importing torch and loading the data, on a machine that is busy; also how long a cluster may take to find room.
 START_SECONDS = 180.0

@@ -18,7 +18,8 @@ from ..server.checkpoints import State
 from .comparisons import UNDER_FEDAVG, WITHOUT_FAULTS, WITHOUT_PRIVACY, Compared
 from .faults import DELAY, DROP, ByRound
 from .faults import KINDS as FAULTS
-from .scenario import Scenario, versions
+from .scenario import Scenario
+from .versions import versions
 from .views import RoundView
 
 FORMAT = 1

@@ -1,20 +1,17 @@
 """A simulated federation: a plan's world, its nodes, the Grid between them, and the run itself."""
 
 import hashlib
-import platform
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from decimal import Decimal
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
-from .. import __version__
 from ..client.app import client_app
 from ..client.bench import Bench
 from ..client.node import Node, Workshop
@@ -25,7 +22,7 @@ from ..privacy.budget.charge import executed_epsilon
 from ..privacy.budget.guard import Standing
 from ..privacy.budget.own_signatures import OwnSignatures
 from ..privacy.channel.files import write_whole
-from ..privacy.errors import PlanError, UsageError
+from ..privacy.errors import UsageError
 from ..privacy.plan import Plan
 from ..privacy.plan_file import plan_text
 from ..privacy.policy.rules import Rules
@@ -53,7 +50,7 @@ from .rehearsal import is_sure_of_opacus
 from .shelf import Shelf
 from .variates import HearingGrid, Variates, corrected, settled
 from .views import RoundView, Views
-from .world import World
+from .world import World, check_sizes
 
 # At most so many rounds get an `epsilon_executed` of their own: each is an accountant's run of some 50 ms, which is
 # more than the cohort engine takes to train a small model in ten nodes.
@@ -370,30 +367,3 @@ class Scenario:
             return None
         attempts = state.round if plan.privacy.is_central else max(state.participations.values(), default=0)
         return executed_epsilon(plan, claim.noise_multiplier, attempts, state.round)
-
-
-def versions() -> dict[str, str]:
-    """What the run was made with."""
-    libraries = ("torch", "flwr", "opacus", "dp-accounting", "numpy")
-    return {
-        "privet": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in libraries},
-    }
-
-
-def check_sizes(plan: Plan, world: World) -> None:
-    """What every node would refuse is said before the run is begun."""
-    if plan.aggregation.min_nodes > len(world.shares):
-        raise PlanError(
-            [f"aggregation.min-nodes: {plan.aggregation.min_nodes}, but {len(world.shares)} nodes are simulated"],
-            "lower aggregation.min-nodes, or raise simulation.nodes",
-        )
-    units, largest = "records", max(len(share.indices) for share in world.shares.values())
-    if plan.privacy.is_central:
-        units, largest = "nodes", len(world.shares)
-    if plan.privacy.delta is not None and plan.privacy.delta >= 1 / largest:
-        raise PlanError(
-            [f"privacy.delta: {plan.privacy.delta:g} is not below 1 / {largest}, one over the largest declared size"],
-            f"ask for a smaller delta, well below one over the number of {units}",
-        )

@@ -38,9 +38,9 @@ from ..server.simulated import simulated_submission
 from .cohort.memory import keep_memory
 from .report import write_report
 from .result import result_of
-from .scenario import Scenario, check_sizes
+from .scenario import Scenario
 from .views import RoundView
-from .world import World
+from .world import World, check_sizes
 
 TOLD_EVERY = 0.5  # seconds between two words on a point's progress
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..client.tasks.protocol import Facts, Partition, Records, Task, resolved_options
-from ..privacy.errors import PrivetError, TaskError
+from ..privacy.errors import PlanError, PrivetError, TaskError
 from ..privacy.plan import Plan, SimulationSection
 from .partition import hold_out, partition
 
@@ -65,3 +65,20 @@ def _load(task: Task, section: SimulationSection, options: dict[str, bool | int 
     if len(records) < 2:
         raise TaskError(f"task {task.name!r} loaded {len(records)} records", "give it data to hold out and to share")
     return records
+
+
+def check_sizes(plan: Plan, world: World) -> None:
+    """What every node would refuse is said before the run is begun."""
+    if plan.aggregation.min_nodes > len(world.shares):
+        raise PlanError(
+            [f"aggregation.min-nodes: {plan.aggregation.min_nodes}, but {len(world.shares)} nodes are simulated"],
+            "lower aggregation.min-nodes, or raise simulation.nodes",
+        )
+    units, largest = "records", max(len(share.indices) for share in world.shares.values())
+    if plan.privacy.is_central:
+        units, largest = "nodes", len(world.shares)
+    if plan.privacy.delta is not None and plan.privacy.delta >= 1 / largest:
+        raise PlanError(
+            [f"privacy.delta: {plan.privacy.delta:g} is not below 1 / {largest}, one over the largest declared size"],
+            f"ask for a smaller delta, well below one over the number of {units}",
+        )
