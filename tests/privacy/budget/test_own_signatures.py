@@ -57,8 +57,17 @@ def test_bytes_that_move_from_one_part_to_another_are_others(moved: int) -> None
 
 @pytest.mark.parametrize(
     ("public", "signature"),
-    [("é" * 64, SIGNATURE), (KEY.public, "é" * 128), ("\ud800" * 64, SIGNATURE), ("", ""), (KEY.public, "0" * 128)],
-    ids=["accented key", "accented signature", "surrogates", "nothing", "zeros"],  # the key is another in each process
+    [("é" * 64, SIGNATURE), (KEY.public, "é" * 128), ("\ud800" * 64, SIGNATURE), ("", ""), (KEY.public, "0" * 128)]
+    + [(KEY.public.upper() + " ", SIGNATURE), (KEY.public, SIGNATURE.upper() + " ")],
+    ids=[
+        "accented key",
+        "accented signature",
+        "surrogates",
+        "nothing",
+        "zeros",
+        "capital key",
+        "capital signature",
+    ],  # the key is another in each process
 )
 def test_what_is_no_key_or_signature_is_just_not_good(public: str, signature: str) -> None:
     assert not KEY.is_signed(public, ENTRY, MESSAGE, signature)
