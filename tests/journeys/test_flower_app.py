@@ -309,7 +309,9 @@ def test_institution_takes_an_app_back_or_withdraws_while_it_runs(meadow: Meadow
     wait_for(answered.exists, "an answer", 60)
     north, south = meadow.wards["north"], meadow.wards["south"]
     settings = north.home / "node.toml"
-    settings.write_text(settings.read_text().replace("[apps.asking]", "[apps.no-longer-asking]"))
+    changed = settings.with_suffix(".new")
+    changed.write_text(settings.read_text().replace("[apps.asking]", "[apps.no-longer-asking]"))
+    changed.replace(settings)  # at once: the node reads it whenever it is asked
     south.privet("node", "withdraw", run_id)
     page = meadow.deployment.follow(run_id)
     assert json.loads(file.read_text()) == [[1000, "app-not-allowed"], [1000, "withdrawn"]]
