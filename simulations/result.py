@@ -110,7 +110,7 @@ def _privacy_of(scenario: Scenario, state: State) -> Json:
             "noise_multiplier",
         )
         return {
-            **dict.fromkeys((*nothing, "clip_norm", "clip_norm_at_end", "accountant")),
+            **dict.fromkeys((*nothing, "clip_norm", "clip_norm_at_end", "accountant", "noise_note", "presence_note")),
             "unit": plan.privacy.unit,
             "noise_seeded": False,
         }
