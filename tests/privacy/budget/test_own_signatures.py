@@ -55,20 +55,18 @@ def test_bytes_that_move_from_one_part_to_another_are_others(moved: int) -> None
     assert not KEY.own.has(KEY.public, SIGNATURE[-moved:].encode() + FRAMED, SIGNATURE[:-moved])
 
 
-@pytest.mark.parametrize(
-    ("public", "signature"),
-    [("é" * 64, SIGNATURE), (KEY.public, "é" * 128), ("\ud800" * 64, SIGNATURE), ("", ""), (KEY.public, "0" * 128)]
-    + [(KEY.public.upper() + " ", SIGNATURE), (KEY.public, SIGNATURE.upper() + " ")],
-    ids=[
-        "accented key",
-        "accented signature",
-        "surrogates",
-        "nothing",
-        "zeros",
-        "capital key",
-        "capital signature",
-    ],  # the key is another in each process
-)
+MALFORMED = {
+    "accented key": ("é" * 64, SIGNATURE),
+    "accented signature": (KEY.public, "é" * 128),
+    "surrogates": ("\ud800" * 64, SIGNATURE),
+    "nothing": ("", ""),
+    "zeros": (KEY.public, "0" * 128),
+    "capital key": (KEY.public.upper() + " ", SIGNATURE),
+    "capital signature": (KEY.public, SIGNATURE.upper() + " "),
+}
+
+
+@pytest.mark.parametrize(("public", "signature"), MALFORMED.values(), ids=MALFORMED)
 def test_what_is_no_key_or_signature_is_just_not_good(public: str, signature: str) -> None:
     assert not KEY.is_signed(public, ENTRY, MESSAGE, signature)
 
