@@ -82,6 +82,7 @@ class CohortGrid(LocalGrid):
         self._is_summed = is_summed and fault is None
         self._row_of: dict[int, int] = {}  # by node, of the answers whose update is not in them
         self._added: list[tuple[int, float]] = []
+        self._has_early = False  # whether some were added before all had come
         self._open = deque[_Group]()  # those that have begun and not finished
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
@@ -107,14 +108,26 @@ class CohortGrid(LocalGrid):
 
     def total(self) -> dict[str, NDArray[np.float64]] | None:
         """See aggregation.HeldUpdates."""
-        if not self._added:
+        if not (self._added or self._has_early):
             return None
-        rows, shares = zip(*self._added, strict=True)
-        self._added = []
-        tickets = [self._crew.give(order) for order in self._work.sum_orders(rows, shares, len(self._crew))]
-        for ticket in tickets:
+        rows, shares = self._taken()
+        orders = self._work.sum_orders(rows, shares, len(self._crew)) if rows else []
+        for ticket in [self._crew.give(order) for order in orders]:
             self._crew.take(ticket)
-        return self._work.sum
+        self._has_early = False
+        return self._work.taken_sum(is_ordered=bool(orders))
+
+    def _taken(self) -> tuple[list[int], list[float]]:
+        """What is to be added, and is not yet: rows and shares."""
+        added, self._added = self._added, []
+        return [row for row, _ in added], [share for _, share in added]
+
+    def _add_meanwhile(self, group: "_Group") -> None:
+        """Add what has come, if nothing else is to be done here until the group is trained."""
+        if self._added and group.ticket is not None and self._crew.only_waits(group.ticket):
+            with undisturbed():
+                self._work.add_now(*self._taken())
+                self._has_early = True
 
     def _is_grouped(self, message: Message) -> bool:
         return message.metadata.message_type in _TOGETHER and message.metadata.dst_node_id in self._parties
@@ -137,6 +150,7 @@ class CohortGrid(LocalGrid):
                         self._begin([messages[place] for place in groups.popleft()])
                 self._meanwhile()
                 group = self._open[0]
+                self._add_meanwhile(group)
                 self._await(group)
                 with undisturbed():
                     replies, is_held = self._finished(group)

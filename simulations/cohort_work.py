@@ -81,6 +81,7 @@ class CohortWork:
         self._rows = torch.from_numpy(shelf.rows)
         self._parameters = torch.from_numpy(_shared(np.float32, model.size))
         self._sum = torch.from_numpy(_shared(np.float64, model.size))
+        self._early: torch.Tensor | None = None
         self._scored = torch.from_numpy(_shared(np.float32, model.size))
         self._loaded: Parameters | None = None
         self._records_of = _RecordsOf(world, model.device)
@@ -195,24 +196,37 @@ class CohortWork:
         job = {"do": "add", "rows": list(rows), "shares": list(shares)}
         return [job | {"from": start, "to": end} for start, end in pairwise(ends)]
 
-    @property
-    def sum(self) -> dict[str, NDArray[np.float64]]:
-        """What the orders of `sum_orders` have added up, by name, flat: views."""
-        values = self._sum.numpy()
+    def add_now(self, rows: Sequence[int], shares: Sequence[float]) -> None:
+        """Add rows, each times its share, in this process: for when it would wait. See `taken_sum`."""
+        if self._early is None:
+            self._early = torch.zeros(self._model.size, dtype=torch.float64)
+        self._add_rows(self._early, rows, shares, 0, self._model.size)
+
+    def taken_sum(self, is_ordered: bool) -> dict[str, NDArray[np.float64]]:
+        """By name, flat: what was added at once, and what the last orders of `sum_orders` have, if there were any."""
+        early, self._early = self._early, None
+        total = self._sum if early is None else early.add_(self._sum) if is_ordered else early
+        values = total.numpy()
         return {slot.name: values[slot.start : slot.end] for slot in self._model.slots}
 
     def _add(self, order: Order) -> None:
+        start, end = order["from"], order["to"]
+        self._sum[start:end] = 0.0  # here, since an order may be carried out twice
+        self._add_rows(self._sum, order["rows"], order["shares"], start, end)
+
+    def _add_rows(
+        self, total: torch.Tensor, rows: Sequence[int], shares: Sequence[float], first: int, last: int
+    ) -> None:
         """As aggregation.RunningAverage.add: terms are rounded to multiples of a quantum, so that no order counts.
 
         All values are below PLAIN_BELOW: so every sum on the way is exact.
         """
-        self._sum[order["from"] : order["to"]] = 0.0  # here, since an order may be carried out twice
-        shares = torch.tensor(order["shares"], dtype=torch.float64).unsqueeze(1)
-        for rows, of_rows in zip(_portions(order["rows"]), torch.split(shares, _ROWS_AT_ONCE), strict=True):
-            for start in range(order["from"], order["to"], _VALUES_AT_ONCE):
-                end = min(start + _VALUES_AT_ONCE, order["to"])
-                terms = torch.stack([self._rows[row, start:end] for row in rows]).double()
-                self._sum[start:end] += terms.mul_(of_rows).add_(ROUNDING).sub_(ROUNDING).sum(dim=0)
+        by_row = torch.tensor(shares, dtype=torch.float64).unsqueeze(1)
+        for some, of_rows in zip(_portions(rows), torch.split(by_row, _ROWS_AT_ONCE), strict=True):
+            for start in range(first, last, _VALUES_AT_ONCE):
+                end = min(start + _VALUES_AT_ONCE, last)
+                terms = torch.stack([self._rows[row, start:end] for row in some]).double()
+                total[start:end] += terms.mul_(of_rows).add_(ROUNDING).sub_(ROUNDING).sum(dim=0)
 
 
 class _RecordsOf:

@@ -105,6 +105,12 @@ class Crew:
             if ticket not in self._results and self._waiting:
                 self._carry_out(self._waiting[0])
 
+    def only_waits(self, ticket: int) -> bool:
+        """Whether `wait` would do nothing here but wait."""
+        with undisturbed():
+            self._listen()
+            return ticket not in self._results and not self._waiting
+
     def take(self, ticket: int) -> Result:
         """The result of an order, once; see `wait`."""
         self.wait(ticket)
@@ -154,9 +160,9 @@ class Crew:
             self._results[ticket] = result
 
     def _hand_out(self) -> None:
-        for ahead in range(_AHEAD):
+        for ahead in range(_AHEAD):  # the last one that waits is for who is free first, which may be this process
             for worker in list(self._workers):
-                if self._waiting and len(worker.tickets) <= ahead:
+                if len(self._waiting) > ahead and len(worker.tickets) <= ahead:
                     self._send(worker, self._waiting.popleft())
 
     def _send(self, worker: _Worker, ticket: int) -> None:

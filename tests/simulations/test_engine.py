@@ -467,7 +467,7 @@ def test_sum_is_right_though_a_process_is_killed_when_it_has_added(make_plan: Ma
     for row in rows:
         expected.add({"all": shelf.rows[row]}, 1)
     (whole,) = dict(expected.result()).values()
-    assert np.array_equal(np.concatenate([work.sum[slot.name] for slot in model.slots]).astype(np.float32), whole)
+    assert np.array_equal(np.concatenate(list(work.taken_sum(is_ordered=True).values())).astype(np.float32), whole)
 
 
 @pytest.mark.parametrize("delay", [0.02, 0.05, 0.1, 0.15, 0.2, 0.3])
