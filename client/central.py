@@ -23,13 +23,11 @@ from ..privacy.parameters import Array, Parameters
 from ..privacy.submission import Submission
 from .answers import Answer
 from .draw import Draw
-from .node import Begun, Carried, Request, Trainer
+from .node import Begun, Carried, Request, Workshop
 from .update_clipping import clip_updates
 
 if TYPE_CHECKING:
     from .tasks.protocol import Source
-
-Workshop = Callable[[Submission, DeclaredDataset, "Source"], Trainer]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

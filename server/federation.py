@@ -33,7 +33,7 @@ from .aggregation import RunningAverage
 from .checkpoints import Checkpoints, RoundReport, State
 from .cohort import choose_cohort
 from .events import Answered, Evaluated, Missed, RoundBegun, Saved, Tell, unheard
-from .gathered import Gathered, Held, Lying, restated
+from .gathered import Gathered, Held, HeldUpdate, restated
 from .minds import Minds
 from .replies import Failure, checked_metrics, checked_update, code_in, size_of
 from .roll_call import NameOf, RollCall, texts_of
@@ -271,10 +271,10 @@ class Federation:
             return update
         weight = strategies.weight_of(self._plan, self._roster[name].declared_size)
         if gathered.average is None:
-            assert not isinstance(update, Lying), "a strategy that compares updates is handed each"
+            assert not isinstance(update, HeldUpdate), "a strategy that compares updates is handed each"
             gathered.kept.append(restated(reply, to_record(update), weight))
         else:
-            if isinstance(update, Lying):
+            if isinstance(update, HeldUpdate):
                 gathered.average.add_held(update.node_id, weight)
             else:
                 gathered.average.add(update, weight)
@@ -284,9 +284,9 @@ class Federation:
         del gathered.missing[name]
         return None
 
-    def _update_in(self, reply: Message, model: Parameters) -> dict[str, Array] | Lying | Failure:
+    def _update_in(self, reply: Message, model: Parameters) -> dict[str, Array] | HeldUpdate | Failure:
         if self._held is not None and self._held.holds(reply):
-            return Lying(reply.metadata.src_node_id)
+            return HeldUpdate(reply.metadata.src_node_id)
         return checked_update(reply, like=model)
 
     def _to_ask_again(self, gathered: Gathered) -> list[str]:

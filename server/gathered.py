@@ -24,7 +24,7 @@ class Held(HeldUpdates, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Lying:
+class HeldUpdate:
     """In the place of an update that is held: whose it is."""
 
     node_id: int

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from ..client.central import CentralNode, Crowd, Workshop
+from ..client.central import CentralNode, Crowd
 from ..client.draw import Draw
+from ..client.node import Workshop
 from ..privacy.budget.accounts import AccountBook, AccountTerms
 from ..privacy.budget.book import DeclaredDataset
 from ..privacy.budget.guard import Attempt

@@ -19,7 +19,6 @@ from ..client.app import Asked, Reader, begun_together, finished_together
 from ..client.node import Begun
 from ..client.participant import Participant
 from ..privacy.channel import words
-from ..privacy.channel.arrays import to_parameters
 from ..privacy.parameters import Parameters
 from .cohort.trainer import groups_of
 from .cohort_work import CohortWork
@@ -135,7 +134,7 @@ class CohortGrid(LocalGrid):
     def _answered(self, messages: list[Message]) -> Iterator[Message]:
         record = messages[0].content.get(words.ARRAYS)
         if isinstance(record, ArrayRecord):
-            self._work.load(to_parameters(record))
+            self._work.load(self._read(record))
         config = messages[0].content.get(words.CONFIG)
         if messages[0].metadata.message_type == words.TRAIN and isinstance(config, ConfigRecord):
             number = config[words.ROUND]
