@@ -12,6 +12,7 @@ scope.
 import hashlib
 import json
 import os
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +42,10 @@ class Randomness(Protocol):
         """Which of `size` units take part: each with chance `rate`, independently. Indices, int64, ascending."""
         ...
 
+    def poisson_masks(self, size: int, rate: float, steps: int) -> NDArray[np.bool_]:
+        """What `poisson_sample` would draw in as many calls: whether each unit takes part, [steps, size]."""
+        ...
+
     def gaussian(self, count: int) -> Tensor:
         """`count` independent standard normal numbers, float32."""
         ...
@@ -64,11 +69,15 @@ class SystemRandomness:
         self._keystream: CipherContext = Cipher(AES(os.urandom(_KEY_BYTES)), counter).encryptor()
 
     def poisson_sample(self, size: int, rate: float) -> Tensor:
+        """See Randomness."""
+        return torch.from_numpy(np.flatnonzero(self.poisson_masks(size, rate, 1)))
+
+    def poisson_masks(self, size: int, rate: float, steps: int) -> NDArray[np.bool_]:
         """See Randomness. A 64-bit integer below rate * 2^64: exact but for less than 2^-63."""
         if rate >= 1:
-            return torch.arange(size)
+            return np.ones((steps, size), dtype=np.bool_)
         threshold = np.uint64(int(rate * 2.0**64))
-        return torch.from_numpy(np.flatnonzero(self._integers(size) < threshold))
+        return (self._integers(steps * size) < threshold).reshape(steps, size)
 
     def gaussian(self, count: int) -> Tensor:
         """See Randomness. Box and Muller 1958, in doubles, from 53-bit uniforms: the tail ends at 8.5 deviations."""
@@ -94,36 +103,51 @@ class SystemRandomness:
 class SeededRandomness:
     """Reproducible numbers, for simulations and for runs without privacy. `labels` keep the uses of one seed apart.
 
-    torch reads 32 bits of a seed on a CPU: of a million uses of one seed about a hundred pairs draw alike, by chance.
+    Noise has a stream of its own, so that samples may be drawn for many steps at once. torch reads 32 bits of a seed on
+    a CPU: of a million uses of one seed about a hundred pairs draw alike, by chance.
     """
 
     is_seeded = True
 
     def __init__(self, seed: int, *labels: str | int) -> None:
-        text = json.dumps(["privet", seed, *labels])  # other labels, other text
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
-        self._generator = torch.Generator().manual_seed(number)
+        self._named = (seed, *labels)
+        self._generator = _generator("privet", *self._named)
 
     def poisson_sample(self, size: int, rate: float) -> Tensor:
         """See Randomness."""
+        return torch.from_numpy(np.flatnonzero(self.poisson_masks(size, rate, 1)))
+
+    def poisson_masks(self, size: int, rate: float, steps: int) -> NDArray[np.bool_]:
+        """See Randomness."""
         if rate >= 1:
-            return torch.arange(size)
-        return torch.nonzero(torch.rand(size, generator=self._generator, dtype=torch.float64) < rate).flatten()
+            return np.ones((steps, size), dtype=np.bool_)
+        uniforms = torch.rand(steps * size, generator=self._generator, dtype=torch.float64).numpy()
+        return (uniforms < rate).reshape(steps, size)
 
     def gaussian(self, count: int) -> Tensor:
         """See Randomness."""
-        return torch.randn(count, generator=self._generator)
+        return torch.randn(count, generator=self._noise)
 
     def gaussian_into(self, out: Tensor, stddev: float) -> None:
         """See Randomness. In place where torch draws the same there: in memory that is of a piece, and not a GPU's."""
         if out.device.type == "cpu" and out.is_contiguous():
-            out.normal_(0.0, stddev, generator=self._generator)
+            out.normal_(0.0, stddev, generator=self._noise)
         else:
             out.copy_(self.gaussian(len(out)) * stddev)
 
     def module_seed(self) -> int:
         """See Randomness."""
         return int(torch.randint(2**62, (1,), generator=self._generator))
+
+    @cached_property
+    def _noise(self) -> torch.Generator:
+        return _generator("privet noise", *self._named)
+
+
+def _generator(*labels: str | int) -> torch.Generator:
+    text = json.dumps(labels)  # other labels, other text
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    return torch.Generator().manual_seed(number)
 
 
 def drawn(draw: Draw) -> Randomness:

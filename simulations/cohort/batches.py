@@ -1,6 +1,6 @@
 """Batches: the records of a step, of N nodes at once, from records that lie in memory only once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Inputs [B, N, ...] and targets [B, N, ...] of N nodes; where not `real` [B, N] any record fills a short batch."""
+    """Inputs [B, N, ...] and targets [B, N, ...] of N nodes; where not `real` [B, N] any record fills a short batch.
+
+    In memory either dimension may come first (`Pool`).
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -49,10 +52,14 @@ class Batch:
 
 
 class Pool:
-    """The records of some members on a device. Where they are parts of the same records, nothing is copied."""
+    """The records of some members on a device. Where they are parts of the same records, nothing is copied.
 
-    def __init__(self, members: Sequence[Member], device: torch.device) -> None:
+    `is_by_node`: a node's records of a batch follow one another in memory, [N, B, ...], and not those of a place.
+    """
+
+    def __init__(self, members: Sequence[Member], device: torch.device, *, is_by_node: bool = False) -> None:
         self._device = device
+        self._is_by_node = is_by_node
         self.sizes = [len(member) for member in members]
         self._indices = [None if member.indices is None else member.indices.numpy() for member in members]
         first = members[0].records
@@ -65,32 +72,42 @@ class Pool:
         sizes = torch.tensor([0, *(len(member.records) for member in members[:-1])])
         self._offsets = sizes.cumsum(dim=0).tolist()
 
-    def batch(self, samples: Sequence[Tensor]) -> Batch | None:
-        """The records that each member has drawn, by its own numbers of them; None when nobody has drawn any."""
-        placed = [self._placed(node, sample.numpy()) for node, sample in enumerate(samples)]
-        counts = [len(own) for own in placed]
-        longest = max(counts)
-        if longest == 0:
-            return None
-        places = np.full((longest, len(samples)), placed[counts.index(longest)][0], dtype=np.int64)
-        for node, own in enumerate(placed):
-            places[: len(own), node] = own
-        real = np.arange(longest)[:, None] < np.array(counts)
-        inputs, targets = self._at(torch.from_numpy(places))
-        return Batch(inputs, targets, torch.from_numpy(real).to(self._device))
+    def batches(self, masks: Sequence[NDArray[np.bool_]]) -> Iterator[Batch | None]:
+        """Step after step the records that each member has drawn; None when nobody has drawn any.
+
+        `masks`: of each member whether a record takes part in a step, [steps, its size].
+        """
+        steps, nodes = len(masks[0]), len(masks)
+        drawn = [np.nonzero(mask) for mask in masks]  # by step, then by record
+        counts = np.stack([np.bincount(step, minlength=steps) for step, _ in drawn])  # [N, steps]
+        longest = counts.max(axis=0)
+        ends = (longest * nodes).cumsum()
+        of_step, of_node = np.concatenate([step for step, _ in drawn]), np.repeat(np.arange(nodes), counts.sum(axis=1))
+        firsts = counts.cumsum().reshape(counts.shape) - counts
+        row = np.arange(len(of_step)) - firsts[of_node, of_step]  # among those that its node has drawn for the step
+        within = of_node * longest[of_step] + row if self._is_by_node else row * nodes + of_node
+        slots = (ends - longest * nodes)[of_step] + within
+        places = np.zeros(ends[-1], dtype=np.int64)
+        real = np.zeros(ends[-1], dtype=np.bool_)
+        placed = np.concatenate([self._placed(node, record) for node, (_, record) in enumerate(drawn)])
+        places[:] = placed[0] if len(placed) else 0  # any record fills a short batch
+        places[slots], real[slots] = placed, True
+        parts = (torch.from_numpy(array).to(self._device) for array in (places, real))
+        lengths = (longest * nodes).tolist()
+        for at, is_real in zip(*(torch.split(part, lengths) for part in parts), strict=True):
+            yield self._batch(at, is_real, nodes) if len(at) else None
 
     def all_of(self, node: int) -> Records:
         """Every record of a member, in its own order."""
-        return Records(*self._at(torch.from_numpy(self._placed(node, np.arange(self.sizes[node])))))
+        places = torch.from_numpy(self._placed(node, np.arange(self.sizes[node]))).to(self._device)
+        return Records(self._inputs.index_select(0, places), self._targets.index_select(0, places))
 
-    def _at(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets at places in the pool, of any shape."""
-        flat = places.flatten().to(self._device)
-        inputs, targets = (
-            tensor.index_select(0, flat).view(*places.shape, *tensor.shape[1:])
-            for tensor in (self._inputs, self._targets)
-        )
-        return inputs, targets
+    def _batch(self, places: Tensor, real: Tensor, nodes: int) -> Batch:
+        """From flat places in the pool, in the order in which a batch lies in memory."""
+        shape = (nodes, -1) if self._is_by_node else (len(places) // nodes, nodes)
+        tensors = (self._inputs.index_select(0, places), self._targets.index_select(0, places), real)
+        apart = (tensor.view(*shape, *tensor.shape[1:]) for tensor in tensors)
+        return Batch(*(tensor.transpose(0, 1) for tensor in apart) if self._is_by_node else apart)
 
     def _placed(self, node: int, sample: NDArray[np.int64]) -> NDArray[np.int64]:
         """A member's own numbers of records as places in the pool."""

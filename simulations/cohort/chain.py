@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .convolution import StackedConvolution, folded, widened
-from .layers import StackedGroupNorm
+from .layers import StackedGroupNorm, StackedLinear
 from .stacked import StackedLayer
 
 # Modules of one value each, and such as also mix the places of one channel.
@@ -33,6 +33,12 @@ class Chain(nn.Module):
         trained = [any(isinstance(part, StackedLayer) for part in stage.modules()) for stage in self.stages]
         alone = [isinstance(stage, StackedLayer) for stage in self.stages]
         return alone.index(True) if trained == alone else None
+
+    @property
+    def begins_by_node(self) -> bool:
+        """Whether a batch is best read node after node: where vectors, or what is flattened to them, meet products."""
+        kinds = [type(stage) for stage in self.stages]
+        return kinds[:1] == [StackedLinear] or kinds[:2] == [nn.Flatten, StackedLinear]
 
     def bind(self, nodes: int) -> None:
         """How many nodes are in a batch."""

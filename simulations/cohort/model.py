@@ -23,6 +23,7 @@ from ...privacy.plan import Plan
 from .chain import Chain
 from .convolution import StackedConvolution
 from .layers import StackedEmbedding, StackedGroupNorm, StackedLayerNorm, StackedLinear
+from .losses import losses_of
 from .stacked import StackedLayer
 from .unsupported import UnsupportedError, described
 
@@ -56,7 +57,7 @@ class CohortModel:
 
     `plain` is the task's own model with its frozen parts from the plan's public seed, as TrainableModel has it.
     `stacked` computes outputs [B * N, ...] of records [B * N, ...]. `first_trained`: the place of its first trained
-    stage where it is a chain that can be passed by hand (tape.py), None elsewhere.
+    stage where it is a chain that can be passed by hand (tape.py), None elsewhere. `losses`: see losses.py.
     """
 
     def __init__(self, task: Task, plan: Plan, device: torch.device) -> None:
@@ -75,6 +76,8 @@ class CohortModel:
         stacked = _stacked(copy.deepcopy(self.plain), "", mode_of(self.plain) == "ghost")
         self.stacked = (Chain([stacked]) if isinstance(stacked, StackedLayer) else stacked).train()
         self.first_trained = self.stacked.first_trained if isinstance(self.stacked, Chain) else None
+        self.begins_by_node = isinstance(self.stacked, Chain) and self.stacked.begins_by_node
+        self.losses = losses_of(task)
         self.layers = [module for module in self.stacked.modules() if isinstance(module, StackedLayer)]
         self._chains = [module for module in self.stacked.modules() if isinstance(module, Chain)]
         slots = {slot.name: slot for slot in self.slots}

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...privacy.errors import TaskError
 from .batches import Batch
 from .chain import Chain
+from .losses import checked
 from .model import CohortModel
 from .tape import Found, Tape
 from .unsupported import UnsupportedError
@@ -27,45 +27,42 @@ Precision = Literal["float32", "bfloat16"]
 def passed(model: CohortModel, batch: Batch, precision: Precision = "float32") -> tuple[Tensor, Found]:
     """Losses [B, N], and the derivatives of their sum."""
     losses, found = (_by_torch if model.first_trained is None else _by_hand)(model, batch, precision)
-    return losses.view(batch.real.shape), [(layer, backprops.float()) for layer, backprops in found]
+    return losses, [(layer, backprops.float()) for layer, backprops in found]
 
 
 def _by_hand(model: CohortModel, batch: Batch, precision: Precision) -> tuple[Tensor, Found]:
     assert isinstance(model.stacked, Chain)
     assert model.first_trained is not None
     tape = Tape(list(model.stacked.stages), model.first_trained, nodes=batch.real.shape[1])
-    with torch.no_grad(), _multiplying(model, precision):
-        outputs = tape.forward(batch.inputs.flatten(0, 1))
-    outputs = outputs.detach().float().requires_grad_()
-    losses = _losses(model, outputs, batch)
-    derivatives = torch.autograd.grad(_summed(losses, batch), [outputs], allow_unused=True)[0]
-    with torch.no_grad(), _multiplying(model, precision):
-        return losses.detach(), [] if derivatives is None else tape.back(derivatives)
+    with torch.no_grad():
+        with _multiplying(model, precision):
+            outputs = tape.forward(batch.inputs)
+        folded = outputs.flatten(0, 1) if tape.ends_by_node else outputs
+        targets, real = (_folded(tensor, tape.ends_by_node) for tensor in (batch.targets, batch.real))
+        losses, derivatives = model.losses(folded.float(), targets, real)
+        apart = losses.view(batch.real.shape[1], -1).t() if tape.ends_by_node else losses.view(batch.real.shape)
+        with _multiplying(model, precision):
+            return apart, [] if derivatives is None else tape.back(derivatives.view(outputs.shape))
+
+
+def _folded(tensor: Tensor, by_node: bool) -> Tensor:
+    """[B, N, ...] -> [B * N, ...], the records of a place side by side or those of a node."""
+    return (tensor.transpose(0, 1) if by_node else tensor).flatten(0, 1)
 
 
 def _by_torch(model: CohortModel, batch: Batch, precision: Precision) -> tuple[Tensor, Found]:
     with _multiplying(model, precision):
         outputs = model.stacked(batch.inputs.flatten(0, 1))
-    losses = _losses(model, outputs.float(), batch)
+    losses = checked(model.task.loss(outputs.float(), batch.targets.flatten(0, 1)), batch.real.numel())
     layers = [layer for layer in model.layers if layer.output is not None]
     if any(layer.is_overwritten for layer in layers):
         raise UnsupportedError("the model's forward: it overwrites what a layer gave")
     gave = [layer.output for layer in layers if layer.output is not None]
-    backprops = torch.autograd.grad(_summed(losses, batch), gave, allow_unused=True)
-    return losses.detach(), [(layer, part) for layer, part in zip(layers, backprops, strict=True) if part is not None]
+    summed = torch.dot(losses, batch.real.flatten().to(losses.dtype))  # see losses.py
+    backprops = torch.autograd.grad(summed, gave, allow_unused=True)
+    found = [(layer, part) for layer, part in zip(layers, backprops, strict=True) if part is not None]
+    return losses.detach().view(batch.real.shape), found
 
 
 def _multiplying(model: CohortModel, precision: Precision) -> AbstractContextManager[object]:
     return torch.autocast(model.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-
-
-def _losses(model: CohortModel, outputs: Tensor, batch: Batch) -> Tensor:
-    losses = model.task.loss(outputs, batch.targets.flatten(0, 1))
-    if losses.shape != (batch.real.numel(),):
-        raise TaskError(f"the loss of {batch.real.numel()} records has shape {list(losses.shape)}", "mend the loss")
-    return losses
-
-
-def _summed(losses: Tensor, batch: Batch) -> Tensor:
-    """What to differentiate: a product, since torch imports sympy where it is told `grad_outputs`."""
-    return torch.dot(losses, batch.real.flatten().to(losses.dtype))

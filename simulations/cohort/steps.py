@@ -5,7 +5,7 @@ optimiser does nothing but subtract (SGD without momentum, decay or proximal ter
 in one pass over memory. They are not summed in the parameters themselves: every addition would round at their size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from ...privacy.submission import Submission
 from .batches import Batch, Member, Pool
 from .model import CohortModel
 from .sums import CohortSums, parts_of
+
+_DRAWN = 2**18  # of one member, whether a record takes part in a step: held at once
 
 
 class Steps:
@@ -39,7 +41,7 @@ class Steps:
         self._start = start
         self._values = values.copy_(start)
         self._corrections = corrections
-        self._pool = Pool(members, model.device)
+        self._pool = Pool(members, model.device, is_by_node=model.begins_by_node)
         self._draws = [member.randomness() for member in members]
         self._denominators = [self._plan.privacy.sampling_rate * member.declared_size for member in members]
         only_subtracts = is_plain(self._plan.training) and not self._plan.aggregation.proximal_mu
@@ -58,7 +60,7 @@ class Steps:
         """All steps; whether all was finite: if not, the values are worth nothing."""
         self._run(is_careful=False)
         self._met.append(self._values)
-        return all(bool(torch.isfinite(part.sum())) for part in self._met)
+        return bool(torch.isfinite(torch.stack([part.sum() for part in self._met])).all())
 
     def carefully(self) -> None:
         """All steps of one member, each without the records that are not finite; `taken_out` says of how many."""
@@ -68,14 +70,20 @@ class Steps:
         self._model.bind(self._values, self._totals)
         for draw in self._draws:
             draw.module_seed()  # drawn and not used, as by a model without dropout
-        rate = self._plan.privacy.sampling_rate
-        for _ in range(self._plan.training.local_steps):
-            samples = [d.poisson_sample(size, rate) for d, size in zip(self._draws, self._pool.sizes, strict=True)]
-            batch = self._pool.batch(samples)
+        for batch in self._batches():
             parts = parts_of(batch) if batch is not None else []
             self.multipliers.append(self._begin())
             self._add(parts, is_careful)
             self._move()
+
+    def _batches(self) -> Iterator[Batch | None]:
+        """One for each step; the draws of many steps are taken at once."""
+        steps, rate, sizes = self._plan.training.local_steps, self._plan.privacy.sampling_rate, self._pool.sizes
+        at_once = max(1, _DRAWN // max(1, *sizes))
+        for first in range(0, steps, at_once):
+            count = min(at_once, steps - first)
+            draws = zip(self._draws, sizes, strict=True)
+            yield from self._pool.batches([draw.poisson_masks(size, rate, count) for draw, size in draws])
 
     def _begin(self) -> float:
         """Put each node's noise where its sum will be; gives the smallest multiplier of what was put, 0 for nothing."""

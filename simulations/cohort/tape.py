@@ -39,17 +39,28 @@ class Tape:
         self._nodes = nodes
         self._backs: list[tuple[torch.dtype, Back]] = []
         self._found: Found = []
+        self.ends_by_node = False
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B * N, ...] -> [B * N, ...]; call it where torch records nothing."""
-        values, layout = inputs, Layout.FOLDED
-        for place, stage in enumerate(self._stages):
+        """[B, N, ...] -> [B * N, ...], or [N, B, F] where it `ends_by_node`; call it where torch records nothing."""
+        values, layout, begun = self._begun(inputs)
+        for place, stage in enumerate(self._stages[begun:], start=begun):
             wanted = _wanted(stage, values, layout)
             values, layout = self._laid(values, layout, wanted), wanted
             values = self._through(stage, values, layout, place > self._first)
             if place < self._first:
                 self._backs.clear()
-        return self._laid(values, layout, Layout.FOLDED)
+        self.ends_by_node = layout is Layout.BY_NODE
+        return values if self.ends_by_node else self._laid(values, layout, Layout.FOLDED)
+
+    def _begun(self, inputs: Tensor) -> tuple[Tensor, Layout, int]:
+        """A batch as the first stage takes it, and at which stage to begin."""
+        first = self._stages[0]
+        if type(first) is nn.Flatten and (first.start_dim, first.end_dim) == (1, -1) and inputs.dim() > 2:
+            return inputs.transpose(0, 1).flatten(2), Layout.BY_NODE, 1
+        if isinstance(first, StackedLinear) and inputs.dim() == 3:
+            return inputs.transpose(0, 1), Layout.BY_NODE, 0
+        return inputs.flatten(0, 1), Layout.FOLDED, 0
 
     def back(self, derivatives: Tensor) -> Found:
         """From the loss's derivatives by the outputs: those by what each trained layer gave. Once."""

@@ -219,3 +219,27 @@ def test_noise_in_place_has_the_deviation_that_was_asked_for(randomness: Randomn
     place = torch.zeros(100_000)
     randomness.gaussian_into(place, 3.0)
     assert stats.kstest(place.double().numpy() / 3.0, "norm").pvalue > ALPHA
+
+
+def test_many_samples_at_once_are_those_of_as_many_calls_also_with_noise_between() -> None:
+    at_once = SeededRandomness(3, "node").poisson_masks(40, 0.3, 5)
+    randomness = SeededRandomness(3, "node")
+    for mask in at_once:
+        assert np.flatnonzero(mask).tolist() == randomness.poisson_sample(40, 0.3).tolist()
+        randomness.gaussian(100)
+    assert not np.array_equal(at_once[0], at_once[1])
+
+
+def test_every_step_of_a_node_has_a_sample_of_its_own() -> None:
+    masks = SystemRandomness().poisson_masks(200, 0.5, 3)
+    assert masks.shape == (3, 200)
+    assert len({mask.tobytes() for mask in masks}) == 3
+    assert bool(SystemRandomness().poisson_masks(7, 1.0, 2).all())
+
+
+def test_noise_and_samples_of_one_seed_have_nothing_in_common() -> None:
+    one, other = SeededRandomness(3, "a"), SeededRandomness(3, "a")
+    uniforms = torch.rand(1000, generator=one._generator)
+    assert abs(float(torch.corrcoef(torch.stack([uniforms, other.gaussian(1000)]))[0, 1])) < 0.15
+    same = torch.randn(1000, generator=other._generator)
+    assert not torch.equal(same, SeededRandomness(3, "a").gaussian(1000))

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from privet.client.randomness import Randomness, SeededRandomness
 from privet.client.tasks.protocol import Facts, Options, Partition, Records, Task
 from privet.client.training import LocalTrainer, TrainableModel
@@ -75,6 +77,9 @@ class Quiet:
     def poisson_sample(self, size: int, rate: float) -> Tensor:
         return self._seeded.poisson_sample(size, rate)
 
+    def poisson_masks(self, size: int, rate: float, steps: int) -> NDArray[np.bool_]:
+        return self._seeded.poisson_masks(size, rate, steps)
+
     def gaussian(self, count: int) -> Tensor:
         return torch.zeros(count)
 
@@ -83,6 +88,14 @@ class Quiet:
 
     def module_seed(self) -> int:
         return self._seeded.module_seed()
+
+
+def masks_of(samples: Sequence[Sequence[int]], size: int) -> NDArray[np.bool_]:
+    """What Randomness.poisson_masks gives, of samples that are given: one for each step."""
+    masks = np.zeros((len(samples), size), dtype=np.bool_)
+    for mask, sample in zip(masks, samples, strict=True):
+        mask[list(sample)] = True
+    return masks
 
 
 def shares_of(sizes: Sequence[int]) -> list[Tensor]:

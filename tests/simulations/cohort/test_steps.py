@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from cohorts import CPU, AnyTask, Quiet, assert_alike, grouped, shares_of, together
+from cohorts import CPU, AnyTask, Quiet, assert_alike, grouped, masks_of, shares_of, together
+from numpy.typing import NDArray
 from privet.client.randomness import SeededRandomness
 from privet.privacy.submission import Submission
 from privet.simulations.cohort.batches import Member
@@ -30,6 +31,9 @@ class Noisy:
 
     def poisson_sample(self, size: int, rate: float) -> Tensor:
         return torch.tensor(self._samples.pop(0), dtype=torch.int64)
+
+    def poisson_masks(self, size: int, rate: float, steps: int) -> NDArray[np.bool_]:
+        return masks_of([self._samples.pop(0) for _ in range(steps)], size)
 
     def gaussian(self, count: int) -> Tensor:
         return self._noise.gaussian(count)
@@ -167,8 +171,8 @@ def test_record_in_half_the_bits_adds_no_more_than_the_clip_norm(make_submission
     model = checked_model(task, submission.plan, CPU)
 
     class One(Quiet):
-        def poisson_sample(self, size: int, rate: float) -> Tensor:
-            return torch.tensor([0])
+        def poisson_masks(self, size: int, rate: float, steps: int) -> NDArray[np.bool_]:
+            return np.ones((steps, size), dtype=np.bool_)
 
     for seed in range(5):
         member = Member(task.records(1, seed), 1, One)

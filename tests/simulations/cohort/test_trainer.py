@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from cohorts import CPU, AnyTask, Quiet, assert_alike, flat, grouped, one_by_one, shares_of, together
+from cohorts import CPU, AnyTask, Quiet, assert_alike, flat, grouped, masks_of, one_by_one, shares_of, together
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from privet.client.randomness import Randomness, SeededRandomness
 from privet.client.tasks.protocol import Partition, Records, Task
 from privet.client.tasks.registry import load_task
@@ -77,6 +78,9 @@ class Scripted:
 
     def poisson_sample(self, size: int, rate: float) -> Tensor:
         return torch.tensor(self._samples.pop(0), dtype=torch.int64)
+
+    def poisson_masks(self, size: int, rate: float, steps: int) -> NDArray[np.bool_]:
+        return masks_of([self._samples.pop(0) for _ in range(steps)], size)
 
     def gaussian(self, count: int) -> Tensor:
         return torch.zeros(count)
