@@ -44,7 +44,7 @@ from .world import World
 
 # Values times rows from which a sum is worth sharing out; what of them one pass takes, so that it stays in the caches.
 _WORTH_SHARING = 2**18
-_ROWS_AT_ONCE, _VALUES_AT_ONCE = 16, 2**12
+_ROWS_AT_ONCE, _TERMS_AT_ONCE = 32, 2**16
 _REASON_LENGTH = 500  # characters of what a task raised, for the local log
 
 log = logging.getLogger("privet.node")
@@ -81,6 +81,7 @@ class CohortWork:
         self._rows = torch.from_numpy(shelf.rows)
         self._parameters = torch.from_numpy(_shared(np.float32, model.size))
         self._sum = torch.from_numpy(_shared(np.float64, model.size))
+        self._terms = torch.empty(_TERMS_AT_ONCE, dtype=torch.float64)
         self._early: torch.Tensor | None = None
         self._scored = torch.from_numpy(_shared(np.float32, model.size))
         self._loaded: Parameters | None = None
@@ -136,7 +137,9 @@ class CohortWork:
             result: Result = {"done": done}
             if order["clip_norm"] is not None:  # whole updates are clipped, where whole nodes are hidden
                 result["within"] = clip_updates(start, trained, order["clip_norm"]).tolist()
-            self._rows[order["rows"]] = values = trained.cpu()
+            values = trained.cpu()
+            for row, value in zip(order["rows"], values, strict=True):
+                self._rows[row] = value
             if self._variates is not None:
                 self._variates.note(names, self._parameters.numpy(), values.numpy())
             is_kept = order["clip_norm"] is None  # by its hash an answer is found again, where one is kept
@@ -221,12 +224,15 @@ class CohortWork:
 
         All values are below PLAIN_BELOW: so every sum on the way is exact.
         """
-        by_row = torch.tensor(shares, dtype=torch.float64).unsqueeze(1)
-        for some, of_rows in zip(_portions(rows), torch.split(by_row, _ROWS_AT_ONCE), strict=True):
-            for start in range(first, last, _VALUES_AT_ONCE):
-                end = min(start + _VALUES_AT_ONCE, last)
-                terms = torch.stack([self._rows[row, start:end] for row in some]).double()
-                total[start:end] += terms.mul_(of_rows).add_(ROUNDING).sub_(ROUNDING).sum(dim=0)
+        for start, of_rows in _runs(rows, shares):
+            block = self._rows[start : start + len(of_rows)]
+            share = torch.tensor(of_rows, dtype=torch.float64).unsqueeze(1)
+            count = len(self._terms) // len(of_rows)
+            terms = self._terms[: count * len(of_rows)].view(len(of_rows), count)
+            for place in range(first, last, count):
+                end = min(place + count, last)
+                some = terms[:, : end - place].copy_(block[:, place:end])
+                total[place:end] += some.mul_(share).add_(ROUNDING).sub_(ROUNDING).sum(dim=0)
 
 
 class _RecordsOf:
@@ -264,8 +270,17 @@ def _is_the_tasks(module: nn.Module) -> bool:
     return not (isinstance(module, StackedLayer | Chain) or type(module).__module__.startswith("torch.nn."))
 
 
-def _portions(rows: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
+def _runs(rows: Sequence[int], shares: Sequence[float]) -> Iterator[tuple[int, list[float]]]:
+    """Rows that follow one another: the first of them, and the share of each; not too many at once."""
+    start, found = 0, list[float]()
+    for row, share in sorted(zip(rows, shares, strict=True)):
+        if found and (row != start + len(found) or len(found) == _ROWS_AT_ONCE):
+            yield start, found
+            found = []
+        start = start if found else row
+        found.append(share)
+    if found:
+        yield start, found
 
 
 def _is_alike(one: Begun, other: Begun) -> bool:

@@ -1,8 +1,8 @@
 """Losses of a batch, and their derivatives by the model's outputs.
 
-Most tasks' loss is torch's cross-entropy. Where a task's is exactly that, which is seen in the calls it makes, torch's
-own two operations and their derivatives are called at once: the same numbers, without the records that autograd keeps
-of every small step. Any other loss is differentiated by torch.
+Most tasks' loss is torch's cross-entropy. Where a task's is exactly that, which is seen in its code and in the calls it
+makes, torch's own two operations and their derivatives are called at once: the same numbers, without the records that
+autograd keeps of every small step. Any other loss is differentiated by torch.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ Losses = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 _aten: Any = torch.ops.aten  # knows no types
 _EACH, _IGNORED = 0, -100  # no mean and no sum; the target that torch leaves out
+_WORDS = frozenset(("torch", "nn", "functional", "F", "cross_entropy"))
 _PLAIN = {"weight": None, "size_average": None, "ignore_index": _IGNORED, "reduce": None, "label_smoothing": 0.0}
 
 
@@ -39,6 +40,8 @@ def losses_of(task: Task) -> Losses:
 
 def is_cross_entropy(loss: Callable[[Tensor, Tensor], Tensor]) -> bool:
     """Whether a loss calls torch's cross-entropy of each record, with the weights of none, and does nothing else."""
+    if not _names_nothing_else(loss):
+        return False
     try:
         graph = fx.symbolic_trace(lambda outputs, targets: loss(outputs, targets)).graph
     except Exception:  # somebody's loss, which may do anything with what it is given
@@ -55,6 +58,12 @@ def is_cross_entropy(loss: Callable[[Tensor, Tensor], Tensor]) -> bool:
         and settings.pop("reduction", "mean") == "none"
         and all(name in _PLAIN and value == _PLAIN[name] for name, value in settings.items())
     )
+
+
+def _names_nothing_else(loss: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether its code can depend on nothing but what it is given: it might compute something else at another time."""
+    code = getattr(getattr(loss, "__func__", loss), "__code__", None)
+    return code is not None and not code.co_freevars and _WORDS.issuperset(code.co_names)
 
 
 def _by_torch(task: Task) -> Losses:

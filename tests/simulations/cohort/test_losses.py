@@ -22,6 +22,7 @@ def disguised(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs * 1.0, targets, reduction="none")
 
 
+COUNTED: list[int] = []
 OTHERS: dict[str, Loss] = {
     "disguised": disguised,
     "smoothed": lambda o, t: functional.cross_entropy(o, t, reduction="none", label_smoothing=0.1),
@@ -34,6 +35,7 @@ OTHERS: dict[str, Loss] = {
     "twice": lambda o, t: plain(o, t) + plain(o, t),
     "another": lambda o, t: functional.multi_margin_loss(o, t, reduction="none"),
     "asks": lambda o, t: plain(o, t) if float(o.sum()) > 0 else plain(-o, t),
+    "counts": lambda o, t: COUNTED.append(1) or plain(o, t),  # type: ignore[func-returns-value]
     "constant": lambda o, t: torch.zeros(len(t)),
 }
 
