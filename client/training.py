@@ -28,7 +28,8 @@ from .pristine import Pristine
 from .randomness import Randomness
 from .tasks.protocol import Records, Source, Task, resolved_options
 
-_EVALUATED_AT_ONCE = 4096
+# Records in a pass without gradients: what a convolution gives of so many still fits a cache, or memory that is kept.
+_EVALUATED_AT_ONCE = 256
 
 
 class TrainableModel:

@@ -12,7 +12,7 @@ from ...privacy.parameters import Parameters
 from .batches import Member, Pool
 from .model import CohortModel
 
-EVALUATED_AT_ONCE = 4096  # records
+EVALUATED_AT_ONCE = 256  # records, as in client/training.py
 
 
 @dataclass(frozen=True, slots=True)
