@@ -133,13 +133,15 @@ class CohortWork:
             names = [member["node"] for member in order["members"]]
             corrections = self._variates.corrections(names).to(self._model.device) if self._variates else None
             start = self._parameters.to(self._model.device)
-            trained, done = self._trained(start, members, corrections)
+            lying = self._lying(order["rows"])
+            trained, done = self._trained(start, members, corrections, lying)
             result: Result = {"done": done}
             if order["clip_norm"] is not None:  # whole updates are clipped, where whole nodes are hidden
                 result["within"] = clip_updates(start, trained, order["clip_norm"]).tolist()
             values = trained.cpu()
-            for row, value in zip(order["rows"], values, strict=True):
-                self._rows[row] = value
+            if trained is not lying:
+                for row, value in zip(order["rows"], values, strict=True):
+                    self._rows[row] = value
             if self._variates is not None:
                 self._variates.note(names, self._parameters.numpy(), values.numpy())
             is_kept = order["clip_norm"] is None  # by its hash an answer is found again, where one is kept
@@ -150,14 +152,25 @@ class CohortWork:
         except Exception as error:
             return {"failed": f"{type(error).__name__}: {error}"[:_REASON_LENGTH]}
 
+    def _lying(self, rows: Sequence[int]) -> torch.Tensor | None:
+        """Rows in which nodes can be trained where the updates are to lie: those of a CPU, side by side."""
+        is_side_by_side = list(rows) == list(range(rows[0], rows[0] + len(rows)))
+        return (
+            self._rows[rows[0] : rows[0] + len(rows)] if is_side_by_side and self._model.device.type == "cpu" else None
+        )
+
     def _trained(
-        self, start: torch.Tensor, members: Sequence[Member], corrections: torch.Tensor | None
+        self,
+        start: torch.Tensor,
+        members: Sequence[Member],
+        corrections: torch.Tensor | None,
+        lying: torch.Tensor | None,
     ) -> tuple[torch.Tensor, dict[str, str]]:
         """The trained parameters [N, d] of nodes together; where whole nodes are hidden, of each alone in a model that
         was put back before: an update must not depend on who trains beside it (server/central.py, rule 2).
         """
         if self._pristine is None:
-            together = self._trainer.train_together(start, members, corrections=corrections)
+            together = self._trainer.train_together(start, members, lying, corrections)
             return together.values, dict(together.done)
         rows, done = [], dict[str, str]()
         for member in members:

@@ -30,25 +30,26 @@ class Member:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Inputs [B, N, ...] and targets [B, N, ...] of N nodes; where not `real` [B, N] any record fills a short batch.
+    """Inputs [B, N, ...] and targets [B, N, ...] of N nodes.
 
+    `shares` [B, N] float32: by what a record's derivatives are multiplied; 0 where any record fills a short batch.
     In memory either dimension may come first (`Pool`).
     """
 
     inputs: Tensor
     targets: Tensor
-    real: Tensor
+    shares: Tensor
 
     def split(self, count: int) -> list["Batch"]:
         """In parts of at most `count` of each node."""
-        if len(self.real) <= count:
+        if len(self.shares) <= count:
             return [self]
-        parts = (torch.split(tensor, count) for tensor in (self.inputs, self.targets, self.real))
+        parts = (torch.split(tensor, count) for tensor in (self.inputs, self.targets, self.shares))
         return [Batch(*part) for part in zip(*parts, strict=True)]
 
     def where(self, kept: Tensor) -> "Batch":
         """The records of a mask [B], of every node."""
-        return Batch(self.inputs[kept], self.targets[kept], self.real[kept])
+        return Batch(self.inputs[kept], self.targets[kept], self.shares[kept])
 
 
 class Pool:
@@ -72,10 +73,10 @@ class Pool:
         sizes = torch.tensor([0, *(len(member.records) for member in members[:-1])])
         self._offsets = sizes.cumsum(dim=0).tolist()
 
-    def batches(self, masks: Sequence[NDArray[np.bool_]]) -> Iterator[Batch | None]:
+    def batches(self, masks: Sequence[NDArray[np.bool_]], shares: Sequence[float]) -> Iterator[Batch | None]:
         """Step after step the records that each member has drawn; None when nobody has drawn any.
 
-        `masks`: of each member whether a record takes part in a step, [steps, its size].
+        `masks`: of each member whether a record takes part in a step, [steps, its size]; `shares`: of its records.
         """
         steps, nodes = len(masks[0]), len(masks)
         drawn = [np.nonzero(mask) for mask in masks]  # by step, then by record
@@ -88,24 +89,24 @@ class Pool:
         within = of_node * longest[of_step] + row if self._is_by_node else row * nodes + of_node
         slots = (ends - longest * nodes)[of_step] + within
         places = np.zeros(ends[-1], dtype=np.int64)
-        real = np.zeros(ends[-1], dtype=np.bool_)
+        counted = np.zeros(ends[-1], dtype=np.float32)
         placed = np.concatenate([self._placed(node, record) for node, (_, record) in enumerate(drawn)])
         places[:] = placed[0] if len(placed) else 0  # any record fills a short batch
-        places[slots], real[slots] = placed, True
-        parts = (torch.from_numpy(array).to(self._device) for array in (places, real))
+        places[slots], counted[slots] = placed, np.array(shares, dtype=np.float32)[of_node]
+        parts = (torch.from_numpy(array).to(self._device) for array in (places, counted))
         lengths = (longest * nodes).tolist()
-        for at, is_real in zip(*(torch.split(part, lengths) for part in parts), strict=True):
-            yield self._batch(at, is_real, nodes) if len(at) else None
+        for at, share in zip(*(torch.split(part, lengths) for part in parts), strict=True):
+            yield self._batch(at, share, nodes) if len(at) else None
 
     def all_of(self, node: int) -> Records:
         """Every record of a member, in its own order."""
         places = torch.from_numpy(self._placed(node, np.arange(self.sizes[node]))).to(self._device)
         return Records(self._inputs.index_select(0, places), self._targets.index_select(0, places))
 
-    def _batch(self, places: Tensor, real: Tensor, nodes: int) -> Batch:
+    def _batch(self, places: Tensor, shares: Tensor, nodes: int) -> Batch:
         """From flat places in the pool, in the order in which a batch lies in memory."""
         shape = (nodes, -1) if self._is_by_node else (len(places) // nodes, nodes)
-        tensors = (self._inputs.index_select(0, places), self._targets.index_select(0, places), real)
+        tensors = (self._inputs.index_select(0, places), self._targets.index_select(0, places), shares)
         apart = (tensor.view(*shape, *tensor.shape[1:]) for tensor in tensors)
         return Batch(*(tensor.transpose(0, 1) for tensor in apart) if self._is_by_node else apart)
 

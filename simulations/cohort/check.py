@@ -69,7 +69,7 @@ def _compared(model: CohortModel) -> tuple[Tensor, Tensor]:
     batch = Batch(
         records.inputs.view(_RECORDS, _NODES, *records.inputs.shape[1:]),
         records.targets.view(_RECORDS, _NODES, *records.targets.shape[1:]),
-        torch.ones(_RECORDS, _NODES, dtype=torch.bool, device=model.device),
+        torch.ones(_RECORDS, _NODES, device=model.device),
     )
     before = torch.get_rng_state()
     sums = CohortSums(model, clip_norm)
@@ -77,7 +77,7 @@ def _compared(model: CohortModel) -> tuple[Tensor, Tensor]:
     model.bind(values, found[:_NODES])
     sums.add(batch)
     model.bind(values[:1], found[_NODES:])
-    sums.add(Batch(batch.inputs[:, :1], batch.targets[:, :1], batch.real[:, :1]))
+    sums.add(Batch(batch.inputs[:, :1], batch.targets[:, :1], batch.shares[:, :1]))
     found /= sums.scale
     if not torch.equal(before, torch.get_rng_state()):
         raise UnsupportedError("a module that draws random numbers")

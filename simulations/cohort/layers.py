@@ -10,6 +10,10 @@ from ...client.clipping import sum_rounding
 from .stacked import RecordwiseLayer, StackedLayer, lengths, squared_lengths
 from .unsupported import UnsupportedError, described
 
+# Values of a matrix below which a product is summed apart before it is added: BLAS adds small ones up in the matrix
+# itself, and rounds each time at its size.
+_SUMMED_APART = 1024
+
 
 class StackedLinear(RecordwiseLayer):
     """[B * N, *, in] -> [B * N, *, out]. Where a record passes once, its norm is a product of two (Goodfellow 2015).
@@ -23,7 +27,7 @@ class StackedLinear(RecordwiseLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """See the class."""
-        nodes = self._nodes
+        nodes, self._bound.is_by_node = self._nodes, False
         apart = inputs.reshape(len(inputs) // nodes, nodes, -1, inputs.shape[-1])  # [B, N, T, in]
         output = self._remember(apart, self._product(_by_node(apart)))  # [N, B * T, out]
         folded = output.view(nodes, apart.shape[0], apart.shape[2], -1).transpose(0, 1)
@@ -31,7 +35,9 @@ class StackedLinear(RecordwiseLayer):
 
     def by_node(self, inputs: Tensor) -> Tensor:
         """[N, B, in] -> [N, B, out]."""
-        return self._remember(inputs.transpose(0, 1).unsqueeze(2), self._product(inputs))
+        bound = self._bound
+        bound.inputs, bound.is_by_node = inputs, True
+        return self._product(inputs)
 
     def derivative(self, backprops: Tensor) -> Tensor:
         """By what went in, from that by what came out: [N, B, out] -> [N, B, in]."""
@@ -47,6 +53,10 @@ class StackedLinear(RecordwiseLayer):
 
     def squared_norms(self, backprops: Tensor) -> Tensor:
         """See StackedLayer."""
+        if self._bound.is_by_node:
+            by_node = squared_lengths(backprops)
+            of_inputs = squared_lengths(self._seen()) if "weight" in self._values else torch.zeros_like(by_node)
+            return by_node.mul_(of_inputs.add_(1.0) if "bias" in self._values else of_inputs).t()
         if self._seen().shape[2] > 1:
             return super().squared_norms(backprops)
         inputs, backprops = self._apart(self._seen(), backprops)
@@ -55,6 +65,14 @@ class StackedLinear(RecordwiseLayer):
         if "weight" in self._values:
             total += by_output * squared_lengths(inputs.squeeze(2))
         return total + by_output if "bias" in self._values else total
+
+    def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
+        """See StackedLayer."""
+        if not self._bound.is_by_node:
+            return super().add_sums(backprops, weights)
+        self._add_by_node(self._seen(), backprops if weights is None else backprops * weights.t().unsqueeze(2))
+        self._bound.are_cleared = False
+        return None
 
     def _apart(self, inputs: Tensor, backprops: Tensor) -> tuple[Tensor, Tensor]:
         count, nodes, length, _ = inputs.shape
@@ -80,12 +98,17 @@ class StackedLinear(RecordwiseLayer):
         return torch.stack(norms).square().sum(dim=0)
 
     def _add_products(self, inputs: Tensor, backprops: Tensor) -> None:
-        by_node = _by_node(backprops)
-        if "weight" in self._sums:
-            beta = 0.0 if self._bound.are_cleared else 1.0
-            self._sums["weight"].baddbmm_(by_node.transpose(1, 2), _by_node(inputs), beta=beta)
+        self._add_by_node(_by_node(inputs), _by_node(backprops))
+
+    def _add_by_node(self, inputs: Tensor, backprops: Tensor) -> None:
+        """[N, B, in] and [N, B, out]."""
+        if (total := self._sums.get("weight")) is not None:
+            if self._bound.are_cleared or total[0].numel() >= _SUMMED_APART:
+                total.baddbmm_(backprops.transpose(1, 2), inputs, beta=0.0 if self._bound.are_cleared else 1.0)
+            else:
+                total.add_(torch.bmm(backprops.transpose(1, 2), inputs))
         if "bias" in self._sums:
-            self._add("bias", by_node.sum(dim=1))
+            self._add("bias", backprops.sum(dim=1))
 
 
 class StackedEmbedding(StackedLayer):

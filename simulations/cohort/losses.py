@@ -15,8 +15,8 @@ from torch.nn import functional
 from ...client.tasks.protocol import Task
 from ...privacy.errors import TaskError
 
-# Of outputs [M, ...], targets [M, ...] and 1 or 0 for each record [M]: losses [M], and the derivatives of the sum of
-# those with a 1; None where nothing depends on the outputs.
+# Of outputs [M, ...], targets [M, ...] and a share for each record [M]: losses [M], and the derivatives of the sum of
+# the losses times their shares; None where nothing depends on the outputs.
 Losses = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 _aten: Any = torch.ops.aten  # knows no types
@@ -31,9 +31,9 @@ def losses_of(task: Task) -> Losses:
     if not is_cross_entropy(task.loss):
         return by_torch
 
-    def found(outputs: Tensor, targets: Tensor, real: Tensor) -> tuple[Tensor, Tensor | None]:
+    def found(outputs: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor | None]:
         is_plain = outputs.dim() == 2 and targets.dim() == 1 and targets.dtype == torch.int64
-        return (_cross_entropy if is_plain else by_torch)(outputs, targets, real)
+        return (_cross_entropy if is_plain else by_torch)(outputs, targets, shares)
 
     return found
 
@@ -67,12 +67,12 @@ def _names_nothing_else(loss: Callable[[Tensor, Tensor], Tensor]) -> bool:
 
 
 def _by_torch(task: Task) -> Losses:
-    def found(outputs: Tensor, targets: Tensor, real: Tensor) -> tuple[Tensor, Tensor | None]:
+    def found(outputs: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor | None]:
         with torch.enable_grad():
             outputs = outputs.detach().requires_grad_()
             losses = checked(task.loss(outputs, targets), len(outputs))
             # What to differentiate is a product, since torch imports sympy where it is told `grad_outputs`.
-            summed = torch.dot(losses, real.to(losses.dtype))
+            summed = torch.dot(losses, shares.to(losses.dtype))
             return losses.detach(), torch.autograd.grad(summed, [outputs], allow_unused=True)[0]
 
     return found
@@ -85,8 +85,8 @@ def checked(losses: Tensor, count: int) -> Tensor:
     return losses
 
 
-def _cross_entropy(outputs: Tensor, targets: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    shares = _aten._log_softmax(outputs, 1, False)
-    losses, weight = _aten.nll_loss_forward(shares, targets, None, _EACH, _IGNORED)
-    by_share = _aten.nll_loss_backward(real.to(losses.dtype), shares, targets, None, _EACH, _IGNORED, weight)
-    return losses, _aten._log_softmax_backward_data(by_share, shares, 1, shares.dtype)
+def _cross_entropy(outputs: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    logs = _aten._log_softmax(outputs, 1, False)
+    losses, weight = _aten.nll_loss_forward(logs, targets, None, _EACH, _IGNORED)
+    by_log = _aten.nll_loss_backward(shares.to(losses.dtype), logs, targets, None, _EACH, _IGNORED, weight)
+    return losses, _aten._log_softmax_backward_data(by_log, logs, 1, logs.dtype)

@@ -33,14 +33,14 @@ def passed(model: CohortModel, batch: Batch, precision: Precision = "float32") -
 def _by_hand(model: CohortModel, batch: Batch, precision: Precision) -> tuple[Tensor, Found]:
     assert isinstance(model.stacked, Chain)
     assert model.first_trained is not None
-    tape = Tape(list(model.stacked.stages), model.first_trained, nodes=batch.real.shape[1])
+    tape = Tape(list(model.stacked.stages), model.first_trained, nodes=batch.shares.shape[1])
     with torch.no_grad():
         with _multiplying(model, precision):
             outputs = tape.forward(batch.inputs)
         folded = outputs.flatten(0, 1) if tape.ends_by_node else outputs
-        targets, real = (_folded(tensor, tape.ends_by_node) for tensor in (batch.targets, batch.real))
-        losses, derivatives = model.losses(folded.float(), targets, real)
-        apart = losses.view(batch.real.shape[1], -1).t() if tape.ends_by_node else losses.view(batch.real.shape)
+        targets, shares = (_folded(tensor, tape.ends_by_node) for tensor in (batch.targets, batch.shares))
+        losses, derivatives = model.losses(folded.float(), targets, shares)
+        apart = losses.view(batch.shares.shape[1], -1).t() if tape.ends_by_node else losses.view(batch.shares.shape)
         with _multiplying(model, precision):
             return apart, [] if derivatives is None else tape.back(derivatives.view(outputs.shape))
 
@@ -53,15 +53,15 @@ def _folded(tensor: Tensor, by_node: bool) -> Tensor:
 def _by_torch(model: CohortModel, batch: Batch, precision: Precision) -> tuple[Tensor, Found]:
     with _multiplying(model, precision):
         outputs = model.stacked(batch.inputs.flatten(0, 1))
-    losses = checked(model.task.loss(outputs.float(), batch.targets.flatten(0, 1)), batch.real.numel())
+    losses = checked(model.task.loss(outputs.float(), batch.targets.flatten(0, 1)), batch.shares.numel())
     layers = [layer for layer in model.layers if layer.output is not None]
     if any(layer.is_overwritten for layer in layers):
         raise UnsupportedError("the model's forward: it overwrites what a layer gave")
     gave = [layer.output for layer in layers if layer.output is not None]
-    summed = torch.dot(losses, batch.real.flatten().to(losses.dtype))  # see losses.py
+    summed = torch.dot(losses, batch.shares.flatten().to(losses.dtype))  # see losses.py
     backprops = torch.autograd.grad(summed, gave, allow_unused=True)
     found = [(layer, part) for layer, part in zip(layers, backprops, strict=True) if part is not None]
-    return losses.detach().view(batch.real.shape), found
+    return losses.detach().view(batch.shares.shape), found
 
 
 def _multiplying(model: CohortModel, precision: Precision) -> AbstractContextManager[object]:

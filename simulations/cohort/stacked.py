@@ -27,12 +27,14 @@ class Bound:
 
     `values`, `sums`: its parameters and the sums of their gradients, [N, *shape]; views into the cohort's storage.
     `are_cleared`: whatever stands in the sums counts as zero. They are written, and not read before.
+    `is_by_node`: the last pass gave the layer what it takes as [N, B, ...].
     """
 
     nodes: int
     values: Mapping[str, Tensor]
     sums: Mapping[str, Tensor]
     are_cleared: bool = False
+    is_by_node: bool = False
     inputs: Tensor | None = None
     output: Tensor | None = None
     version: int = 0  # of the output, when it was given

@@ -2,7 +2,8 @@
 
 Gradients are summed in a buffer of the parameters' shape, into which a private step first draws its noise. Where the
 optimiser does nothing but subtract (SGD without momentum, decay or proximal term) the buffer then moves the parameters
-in one pass over memory. They are not summed in the parameters themselves: every addition would round at their size.
+in one pass over memory. Where besides there is no noise, and a batch passes at once, the products move the parameters
+themselves: a record's derivative is multiplied by the step's length from the start, and the sum rounds once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from ...client.randomness import Randomness
 from ...privacy.submission import Submission
 from .batches import Batch, Member, Pool
 from .model import CohortModel
-from .sums import CohortSums, parts_of
+from .sums import CohortSums, parts_of, records_at_once
 
 _DRAWN = 2**18  # of one member, whether a record takes part in a step: held at once
 
@@ -46,7 +47,9 @@ class Steps:
         self._denominators = [self._plan.privacy.sampling_rate * member.declared_size for member in members]
         only_subtracts = is_plain(self._plan.training) and not self._plan.aggregation.proximal_mu
         self._optimizer = None if only_subtracts else optimizer_of(self._plan.training, [values])
-        self._totals = torch.empty_like(values)
+        whole = max(self._pool.sizes) <= records_at_once(len(members))
+        self._is_direct = only_subtracts and whole and self._claim is None and corrections is None
+        self._totals = values if self._is_direct else torch.empty_like(values)
         self._met: list[Tensor] = []
         self.multipliers: list[float] = []
         self.taken_out = 0
@@ -74,7 +77,8 @@ class Steps:
             parts = parts_of(batch) if batch is not None else []
             self.multipliers.append(self._begin())
             self._add(parts, is_careful)
-            self._move()
+            if not self._is_direct:
+                self._move()
 
     def _batches(self) -> Iterator[Batch | None]:
         """One for each step; the draws of many steps are taken at once."""
@@ -83,13 +87,20 @@ class Steps:
         for first in range(0, steps, at_once):
             count = min(at_once, steps - first)
             draws = zip(self._draws, sizes, strict=True)
-            yield from self._pool.batches([draw.poisson_masks(size, rate, count) for draw, size in draws])
+            masks = [draw.poisson_masks(size, rate, count) for draw, size in draws]
+            yield from self._pool.batches(masks, self._shares())
+
+    def _shares(self) -> list[float]:
+        """By what the derivatives of each member's records are multiplied."""
+        rate = self._plan.training.learning_rate
+        return [-rate / denominator if self._is_direct else 1.0 for denominator in self._denominators]
 
     def _begin(self) -> float:
         """Put each node's noise where its sum will be; gives the smallest multiplier of what was put, 0 for nothing."""
         clip_norm = self._plan.privacy.record_clip_norm
         if self._claim is None or clip_norm is None:
-            self._model.clear_sums()
+            if not self._is_direct:
+                self._model.clear_sums()
             return 0.0
         multiplier = self._claim.noise_multiplier
         pairs = zip(self._totals, self._draws, strict=True)

@@ -40,9 +40,9 @@ class CohortSums:
     def add_finite(self, batch: Batch) -> int:
         """One node's own records, without those that are not finite; how many were taken out."""
         kept = batch
-        while len(kept.real) and (finite := self._added_unless(kept)) is not None:
+        while len(kept.shares) and (finite := self._added_unless(kept)) is not None:
             kept = kept.where(finite)
-        return len(batch.real) - len(kept.real)
+        return len(batch.shares) - len(kept.shares)
 
     def _added_unless(self, batch: Batch) -> Tensor | None:
         """Which of one node's records are finite, [B], when not all are; None when they are, and have been added."""
@@ -69,7 +69,12 @@ class CohortSums:
 
 def parts_of(batch: Batch) -> list[Batch]:
     """A batch in parts of which one may pass at once."""
-    return batch.split(max(1, HELD_RECORDS // batch.real.shape[1]))
+    return batch.split(records_at_once(batch.shares.shape[1]))
+
+
+def records_at_once(nodes: int) -> int:
+    """How many records of each of so many nodes may pass at once."""
+    return max(1, HELD_RECORDS // nodes)
 
 
 def _add_sums(found: Found, weights: Tensor | None) -> None:

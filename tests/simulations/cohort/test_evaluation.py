@@ -23,7 +23,10 @@ NOISED = ("evaluation.every=1", 'evaluation.metrics=["accuracy", "first"]', "eva
 @pytest.mark.parametrize("private", [True, False])
 def test_each_nodes_sums_are_its_own(make_submission: Make, private: bool) -> None:
     submission = make_submission(*NOISED[: 3 if private else 2], private=private)
-    records, shares = TASK.records(evaluation.EVALUATED_AT_ONCE + 100), shares_of([60, evaluation.EVALUATED_AT_ONCE, 40])
+    records, shares = (
+        TASK.records(evaluation.EVALUATED_AT_ONCE + 100),
+        shares_of([60, evaluation.EVALUATED_AT_ONCE, 40]),
+    )
     trainable = TrainableModel(TASK, submission.plan, CPU)
     parameters = {name: values + 0.1 for name, values in trainable.initial.items()}
     model = checked_model(TASK, submission.plan, CPU)

@@ -56,12 +56,12 @@ def test_cross_entropy_is_known_and_nothing_else_is_taken_for_it() -> None:
 
 
 def test_by_hand_and_by_torch_give_the_same_bits() -> None:
-    """Also of a target that torch leaves out, of a record that is not real, and of one that is infinite."""
+    """Also of a target that torch leaves out, of a record that counts nothing, and of one that is infinite."""
     outputs = torch.randn(6, 4) * 30
     outputs[4, 1] = torch.inf
-    targets, real = torch.tensor([0, 3, -100, 1, 2, 1]), torch.tensor([True, True, True, False, True, True])
-    losses, derivatives = losses_of(task_of(plain))(outputs, targets, real)
-    expected, wanted = losses_of(task_of(disguised))(outputs, targets, real)
+    targets, shares = torch.tensor([0, 3, -100, 1, 2, 1]), torch.tensor([1.0, 0.3, 1.0, 0.0, -2.0, 1.0])
+    losses, derivatives = losses_of(task_of(plain))(outputs, targets, shares)
+    expected, wanted = losses_of(task_of(disguised))(outputs, targets, shares)
     assert derivatives is not None
     assert wanted is not None
     assert torch.equal(losses.nan_to_num(7.0), expected.nan_to_num(7.0))
