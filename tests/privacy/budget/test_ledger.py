@@ -4,9 +4,10 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import astuple, replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from privet.privacy.errors import LedgerError
 from signed_ledgers import key_of, opened, read
 
 COLUMNS = ("sequence", "time", "kind", "body", "previous", "hash", "signature")
+KEY = SigningKey.generate()
 NOTE = "note"  # a kind that means nothing to the account book
 TABLES_OF_BEFORE = """
 CREATE TABLE entries (
@@ -123,6 +125,16 @@ def test_times_are_utc_whatever_the_zone_of_the_clock(tmp_path: Path) -> None:
     assert head is not None
     assert head.time == "2025-12-31T23:30:00.000+00:00"
     ledger.close()
+
+
+@given(st.datetimes(min_value=datetime(2000, 1, 1)))
+@settings(max_examples=50, deadline=None)
+def test_time_is_written_in_milliseconds_as_iso_8601_has_it(moment: datetime) -> None:
+    moment = moment.replace(tzinfo=UTC)
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = opened(Path(folder) / "l", key=KEY, now=moment)
+        assert ledger.append(NOTE, {}).time == moment.isoformat(timespec="milliseconds")
+        ledger.close()
 
 
 def test_folders_above_the_ledger_are_made(tmp_path: Path) -> None:
