@@ -96,14 +96,32 @@ def finished_together(
     not travel, since who carried them out adds them up.
     """
     results = iter(carried or ())
-    return [_finished_reply(one, results, is_held and carried is not None) for one in asked]
+    bare = _Bare() if is_held and carried is not None else None
+    return [_finished_reply(one, results, bare) for one in asked]
 
 
-def _finished_reply(asked: Asked, results: Iterator[Carried], is_held: bool) -> Message:
+def _finished_reply(asked: Asked, results: Iterator[Carried], bare: "_Bare | None") -> Message:
     node, message, step = asked.node, asked.message, asked.step
     if isinstance(step, Begun):
-        return _surely(node, message, _finished, node, message, step, next(results, None), is_held)
+        return _surely(node, message, _finished, node, message, step, next(results, None), bare)
     return _surely(node, message, _reply, node, message, step) if isinstance(step, Answer) else step
+
+
+class _Bare:
+    """Contents of replies whose updates do not travel; those that say the same are one object, as of requests."""
+
+    def __init__(self) -> None:
+        self._by_size: dict[int, RecordDict] = {}
+
+    def content(self, node: Participant, message: Message, answer: Answer) -> RecordDict:
+        """What such a reply says."""
+        config = message.content.get(words.CONFIG)
+        if answer.sums or not isinstance(config, ConfigRecord) or words.NO_HEAD not in config:
+            return _evaluated(node, message, answer)
+        size = node.dataset.declared_size
+        if size not in self._by_size:
+            self._by_size[size] = _evaluated(node, message, answer)
+        return self._by_size[size]
 
 
 class _Requests:
@@ -125,14 +143,17 @@ def _begun(node: Participant, message: Message, requests: _Requests) -> Begun | 
     return node.begin(requests(message))
 
 
-def _finished(node: Participant, message: Message, begun: Begun, carried: Carried | None, is_held: bool) -> Message:
-    return _reply(node, message, node.finish(begun, carried or node.carry_out(begun)), is_held)
+def _finished(
+    node: Participant, message: Message, begun: Begun, carried: Carried | None, bare: _Bare | None
+) -> Message:
+    return _reply(node, message, node.finish(begun, carried or node.carry_out(begun)), bare)
 
 
-def _reply(node: Participant, message: Message, answer: Answer, is_held: bool = False) -> Message:
-    if message.metadata.message_type == words.TRAIN:
-        return Message(_trained(node, message, answer, is_held), reply_to=message)
-    return Message(_evaluated(node, message, answer), reply_to=message)
+def _reply(node: Participant, message: Message, answer: Answer, bare: _Bare | None = None) -> Message:
+    if message.metadata.message_type != words.TRAIN:
+        return Message(_evaluated(node, message, answer), reply_to=message)
+    content = bare.content(node, message, answer) if bare is not None else _trained(node, message, answer)
+    return Message(content, reply_to=message)
 
 
 def _surely(node: Participant, message: Message, deed: Callable[..., _Result], *given: object) -> _Result | Message:
@@ -199,10 +220,9 @@ def _evaluate(node: Participant, message: Message) -> RecordDict:
     return _evaluated(node, message, node.answer(_request("evaluate", message)))
 
 
-def _trained(node: Participant, message: Message, answer: Answer, is_held: bool = False) -> RecordDict:
+def _trained(node: Participant, message: Message, answer: Answer) -> RecordDict:
     facts = _evaluated(node, message, answer)
-    if not is_held:
-        facts[words.ARRAYS] = to_record(answer.parameters)
+    facts[words.ARRAYS] = to_record(answer.parameters)
     return facts
 
 
