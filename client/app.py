@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Literal, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -84,9 +83,8 @@ def _is_same(some: Sequence[tuple[str, str, object]], others: Sequence[tuple[str
 
 def begun_together(asked: Iterable[tuple[Participant, Message]], read: Read = to_parameters) -> list[Asked]:
     """Let several nodes begin what each is asked to train or to evaluate; each by itself, as it would alone."""
-    return [
-        Asked(node, message, _surely(node, message, partial(_begun, node, message, read))) for node, message in asked
-    ]
+    requests = _Requests(read)
+    return [Asked(node, message, _surely(node, message, _begun, node, message, requests)) for node, message in asked]
 
 
 def finished_together(
@@ -98,42 +96,75 @@ def finished_together(
     not travel, since who carried them out adds them up.
     """
     results = iter(carried or ())
-    return [_finished_reply(one, results, is_held and carried is not None) for one in asked]
+    bare = _Bare() if is_held and carried is not None else None
+    return [_finished_reply(one, results, bare) for one in asked]
 
 
-def _finished_reply(asked: Asked, results: Iterator[Carried], is_held: bool) -> Message:
+def _finished_reply(asked: Asked, results: Iterator[Carried], bare: "_Bare | None") -> Message:
     node, message, step = asked.node, asked.message, asked.step
-    is_new = isinstance(step, Begun)
     if isinstance(step, Begun):
-        step = _surely(node, message, partial(_finished, node, step, next(results, None)))
-    if isinstance(step, Answer):
-        step = _surely(node, message, partial(_reply, node, message, step, is_held and is_new))
-    return step
+        return _surely(node, message, _finished, node, message, step, next(results, None), bare)
+    return _surely(node, message, _reply, node, message, step) if isinstance(step, Answer) else step
 
 
-def _begun(node: Participant, message: Message, read: Read) -> Begun | Answer:
-    return node.begin(_request("train" if message.metadata.message_type == words.TRAIN else "evaluate", message, read))
+class _Bare:
+    """Contents of replies whose updates do not travel; those that say the same are one object, as of requests."""
+
+    def __init__(self) -> None:
+        self._by_size: dict[int, RecordDict] = {}
+
+    def content(self, node: Participant, message: Message, answer: Answer) -> RecordDict:
+        """What such a reply says."""
+        config = message.content.get(words.CONFIG)
+        if answer.sums or not isinstance(config, ConfigRecord) or words.NO_HEAD not in config:
+            return _evaluated(node, message, answer)
+        size = node.dataset.declared_size
+        if size not in self._by_size:
+            self._by_size[size] = _evaluated(node, message, answer)
+        return self._by_size[size]
 
 
-def _finished(node: Participant, begun: Begun, carried: Carried | None) -> Answer:
-    return node.finish(begun, carried or node.carry_out(begun))
+class _Requests:
+    """Reads what several nodes are asked at once: a content that they share as one object, once."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._last: tuple[RecordDict, str, Request] | None = None
+
+    def __call__(self, message: Message) -> Request:
+        content, kind = message.content, message.metadata.message_type
+        if self._last is None or self._last[0] is not content or self._last[1] != kind:
+            request = _request("train" if kind == words.TRAIN else "evaluate", message, self._read)
+            self._last = content, kind, request
+        return self._last[2]
 
 
-def _reply(node: Participant, message: Message, answer: Answer, is_held: bool) -> Message:
-    if message.metadata.message_type == words.TRAIN:
-        return Message(_trained(node, message, answer, is_held), reply_to=message)
-    return Message(_evaluated(node, message, answer), reply_to=message)
+def _begun(node: Participant, message: Message, requests: _Requests) -> Begun | Answer:
+    return node.begin(requests(message))
 
 
-def _surely(node: Participant, message: Message, deed: Callable[[], _Result]) -> _Result | Message:
-    return _sure(message, lambda: _heard(node, message, deed))
+def _finished(
+    node: Participant, message: Message, begun: Begun, carried: Carried | None, bare: _Bare | None
+) -> Message:
+    return _reply(node, message, node.finish(begun, carried or node.carry_out(begun)), bare)
 
 
-def _sure(message: Message, deed: Callable[[], _Result]) -> _Result | Message:
+def _reply(node: Participant, message: Message, answer: Answer, bare: _Bare | None = None) -> Message:
+    if message.metadata.message_type != words.TRAIN:
+        return Message(_evaluated(node, message, answer), reply_to=message)
+    content = bare.content(node, message, answer) if bare is not None else _trained(node, message, answer)
+    return Message(content, reply_to=message)
+
+
+def _surely(node: Participant, message: Message, deed: Callable[..., _Result], *given: object) -> _Result | Message:
+    return _sure(message, _heard, node, message, deed, *given)
+
+
+def _sure(message: Message, deed: Callable[..., _Result], *given: object) -> _Result | Message:
     """What the deed gives, or a reply that says no more than that it failed."""
     # What is logged stays here. Flower itself would put the text of whatever is raised into the reply.
     try:
-        return deed()
+        return deed(*given)
     except PrivetError as error:
         log.error("no answer: %s; try: %s", error.message, error.remedy)
     except Exception:
@@ -141,10 +172,10 @@ def _sure(message: Message, deed: Callable[[], _Result]) -> _Result | Message:
     return Message(Error(_APP_RAISED, _APP_FAILED), reply_to=message)
 
 
-def _heard(node: Participant, message: Message, deed: Callable[[], _Result]) -> _Result | Message:
+def _heard(node: Participant, message: Message, deed: Callable[..., _Result], *given: object) -> _Result | Message:
     """What the deed gives, or a reply that says with which code the node refused."""
     try:
-        return deed()
+        return deed(*given)
     except RefusedError as refusal:
         log.warning("node %s: %s: %s", node.name, refusal.code, refusal.message)
         return Message(Error(words.REFUSED, reason_of(refusal)), reply_to=message)
@@ -189,10 +220,9 @@ def _evaluate(node: Participant, message: Message) -> RecordDict:
     return _evaluated(node, message, node.answer(_request("evaluate", message)))
 
 
-def _trained(node: Participant, message: Message, answer: Answer, is_held: bool = False) -> RecordDict:
+def _trained(node: Participant, message: Message, answer: Answer) -> RecordDict:
     facts = _evaluated(node, message, answer)
-    if not is_held:
-        facts[words.ARRAYS] = to_record(answer.parameters)
+    facts[words.ARRAYS] = to_record(answer.parameters)
     return facts
 
 

@@ -56,6 +56,13 @@ class Request:
     certificates: bytes = b""
     cohort: bytes = b""
     clip_norm: float | None = field(default=None, kw_only=True)
+    _attempts: list[tuple[Submission, Attempt]] = field(default_factory=list, init=False, repr=False)
+
+    def attempt_of(self, submission: Submission) -> Attempt:
+        """What is to begin once. Of a request that several nodes of one process share, it is hashed once."""
+        if not self._attempts or self._attempts[-1][0] is not submission:
+            self._attempts[:] = [(submission, _attempt(self, submission))]
+        return self._attempts[-1][1]
 
 
 class Trainer(Protocol):
@@ -175,7 +182,7 @@ class Node:
         trainer = self._trainer(submission)
         if request.stage == "initial":
             return Answer(trainer.initial())
-        attempt = _attempt(request, submission)
+        attempt = request.attempt_of(submission)
         _check_parameters(request, trainer)
         if request.witnessed is not None:
             self._guard.check_witnessed(request.witnessed)

@@ -19,13 +19,20 @@ LONGEST_NAME = 256
 
 def problem_of(parameters: Parameters, like: Parameters | None = None) -> str | None:
     """Why these may not be used as parameters, or as an update of `like`; None when they may."""
+    problem = parameters.size_problem if isinstance(parameters, Unchanging) else _problem_of_sizes(parameters)
+    if problem is None and like is not None and shapes_of(parameters) != shapes_of(like):
+        problem = "other names or shapes than the model that was sent"
+    if problem is not None:
+        return problem
+    return parameters.problem if isinstance(parameters, Unchanging) else _problem_in(parameters)
+
+
+def _problem_of_sizes(parameters: Parameters) -> str | None:
     if not 0 < len(parameters) <= MOST_ARRAYS:
         return f"{len(parameters)} arrays, allowed are 1 to {MOST_ARRAYS}"
     if sum(math.prod(array.shape) for array in parameters.values()) > MOST_VALUES:
         return f"more than {MOST_VALUES} values"
-    if like is not None and shapes_of(parameters) != shapes_of(like):
-        return "other names or shapes than the model that was sent"
-    return parameters.problem if isinstance(parameters, Unchanging) else _problem_in(parameters)
+    return None
 
 
 def _problem_in(parameters: Parameters) -> str | None:
@@ -42,6 +49,10 @@ def _problem_in(parameters: Parameters) -> str | None:
 
 def shapes_of(parameters: Parameters) -> dict[str, tuple[int, ...]]:
     """The names and shapes: public, by the task."""
+    return parameters.shapes if isinstance(parameters, Unchanging) else _shapes_in(parameters)
+
+
+def _shapes_in(parameters: Parameters) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in parameters.items()}
 
 
@@ -68,6 +79,16 @@ class Unchanging(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._parameters)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `shapes_of`."""
+        return _shapes_in(self._parameters)
+
+    @cached_property
+    def size_problem(self) -> str | None:
+        """See `problem_of`: what of it is a matter of sizes alone."""
+        return _problem_of_sizes(self._parameters)
 
     @cached_property
     def problem(self) -> str | None:

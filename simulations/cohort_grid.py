@@ -24,7 +24,7 @@ from .cohort.trainer import groups_of
 from .cohort_work import CohortWork
 from .crew import Crew, Order
 from .grid import Fault, LocalGrid
-from .undisturbed import undisturbed
+from .undisturbed import often_undisturbed, undisturbed
 
 _TOGETHER = (words.TRAIN, words.EVALUATE)
 
@@ -91,7 +91,8 @@ class CohortGrid(LocalGrid):
         for kind in _TOGETHER:
             those = [m for m in asked if m.metadata.message_type == kind and self._is_grouped(m)]
             if those:
-                yield from self._answered(those)
+                with often_undisturbed():
+                    yield from self._answered(those)
 
     def holds(self, reply: Message) -> bool:
         """See federation.Held."""

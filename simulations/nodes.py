@@ -35,13 +35,17 @@ class Everybody:
     """The parties of a simulation: all of them take part, in this process, and nobody has to be shown."""
 
     count: int
+    _cohort: Cohort = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_cohort", Cohort(self.count, self.count, are_pinned=False))
 
     def attend(self, submission: Submission) -> None:
         """See node.Company."""
 
     def cohort(self, submission: Submission, told: bytes, now: datetime) -> Cohort:
         """See node.Company."""
-        return Cohort(self.count, self.count, are_pinned=False)
+        return self._cohort
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,18 @@ The rules:
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from ..errors import BudgetError
 from ..plan import NAME_PATTERN
 from .book import Account, Book, DeclaredDataset
 from .events import RELATION, Events
 from .filters import FilterName, best_alpha, renyi_limit
-from .ledger import CHARGES, GENESIS, SNAPSHOT_EVERY, Ledger
+from .ledger import CHARGES, GENESIS, SNAPSHOT_EVERY, Entry, Ledger
 
 UNITS = ("record", "group", "node")  # from the weakest to the strongest
 LARGEST_SIZE = 2**40
@@ -81,14 +82,20 @@ class AccountBook:
         Raises LedgerError naming the first entry that this institution did not write. What the transaction under way
         has appended is taken in as it was written.
         """
-        alone = self._is_alone
-        for entry in self.ledger.appended(self._seen) if alone else self.ledger.verified(self._seen, self._hash):
-            self.book.apply(entry.kind, entry.content, entry.time)
-            self._seen, self._hash = entry.sequence, entry.hash
-            self._latest.append((entry.sequence, entry.hash))
-            if entry.kind in CHARGES:
-                self.last_charge = entry.sequence
+        if self._is_alone:
+            for entry, content in self.ledger.appended(self._seen):
+                self._take(entry, content)
+        else:
+            for entry in self.ledger.verified(self._seen, self._hash):
+                self._take(entry, entry.content)
         return self.book
+
+    def _take(self, entry: Entry, content: Mapping[str, Any]) -> None:
+        self.book.apply(entry.kind, content, entry.time)
+        self._seen, self._hash = entry.sequence, entry.hash
+        self._latest.append((entry.sequence, entry.hash))
+        if entry.kind in CHARGES:
+            self.last_charge = entry.sequence
 
     def newest(self) -> tuple[int, str]:
         """Number and hash of the newest entry of all, this process's or another's."""

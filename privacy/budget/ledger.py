@@ -20,16 +20,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from ..errors import LedgerError
 from .canonical import canonical
 from .keys import SigningKey, Verify, is_signed
+from .ledger_file import RESTORE as RESTORE
+from .ledger_file import Purpose as Purpose
+from .ledger_file import begin, settle
+from .ledger_file import connected as connected
 from .open_ledgers import OpenLedgers
 
 FORMAT = "1"
-Purpose = Literal["simulation", "deployment"]
 Body = Mapping[str, "str | Sequence[Mapping[str, str]]"]
 Clock = Callable[[], datetime]
 
@@ -38,27 +42,9 @@ CHARGES = ("charge", "recovered-charge")  # the kinds of entries that a witness 
 ENTRY, SNAPSHOT = "ledger-entry", "ledger-snapshot"  # purposes of signatures
 # Entries after which a snapshot is due: a reader then verifies at most about so many, at some 130 microseconds each.
 SNAPSHOT_EVERY = 2048
-# A deployment's entry outlives a power cut. A simulation's outlives its process; a power cut may take the whole ledger,
-# and with it a rehearsal. Otherwise ten thousand simulated nodes would wait for the disk whenever one is opened.
-_SYNCHRONOUS: dict[Purpose, str] = {"deployment": "FULL", "simulation": "OFF"}
-_IDLE_CACHE_KIB = 256  # of pages, where ledgers share open files: a request touches a few
-_LOCK_SECONDS = 60.0  # how long one process waits for another's transaction; each takes milliseconds
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS entries (
-    sequence INTEGER PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
-    previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE, signature TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS snapshots (
-    sequence INTEGER PRIMARY KEY, hash TEXT NOT NULL, state TEXT NOT NULL, signature TEXT NOT NULL) STRICT;
-CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TRIGGER IF NOT EXISTS no_replace BEFORE INSERT ON entries WHEN EXISTS
-    (SELECT 1 FROM entries WHERE sequence >= NEW.sequence OR hash = NEW.hash)
-    BEGIN SELECT RAISE(ABORT, 'append-only'); END;  -- INSERT OR REPLACE fires no delete trigger
-"""
-
-
 _READ = "SELECT sequence, time, kind, body, previous, hash, signature FROM entries "
-_MOST_TRIES = 100  # of turning the write-ahead log on, each after another process has let go
+_SEQUENCE, _HASH = 0, 5  # where they stand in what it reads
+_TEXTS = frozenset({str})  # a body of these alone is read back as it was written
 
 
 def system_clock() -> datetime:
@@ -86,9 +72,7 @@ class Entry:
 
     def expected_hash(self) -> str:
         """SHA-256 over every other column but the signature, hexadecimal."""
-        return hashlib.sha256(
-            canonical([str(self.sequence), self.time, self.kind, self.body, self.previous])
-        ).hexdigest()
+        return _hash_of(self.sequence, self.time, self.kind, self.body, self.previous).hex()
 
     def is_whole(self, sequence: int, previous: str, public: str, verify: Verify = is_signed) -> bool:
         """Whether it is the entry that belongs here, unchanged, and signed by the holder of the key."""
@@ -118,9 +102,12 @@ class Ledger:
         self._among = among
         self._is_closed = False
         self._opened: sqlite3.Connection | None = connected(path)
+        self._busy: sqlite3.Connection | None = None  # the same, while a transaction lasts
         self._left: tuple[int, str] = (0, GENESIS)  # the newest entry when the file was let go of: number and hash
         self._end: tuple[int, str] | None = None  # the newest entry, while a transaction lasts and where it is known
-        self._appended: list[Entry] = []  # by the transaction under way
+        # Of a simulation: the newest entry after the last transaction, and SQLite's version of the file then.
+        self._known: tuple[tuple[int, str] | None, int] | None = None
+        self._appended: list[tuple[Entry, dict[str, Any]]] = []  # by the transaction under way, with what it says
         if among is not None:
             among.used(self)
 
@@ -141,7 +128,7 @@ class Ledger:
         """
         ledger = cls(path, purpose, key, clock, among)
         try:
-            ledger._prepare()
+            ledger._begin()
             with ledger.transaction():
                 if ledger.head() is None:
                     opening = {"format": FORMAT, "purpose": purpose, "owner": owner, "public_key": key.public}
@@ -161,42 +148,53 @@ class Ledger:
         try:
             connection = self._connection
             connection.execute("BEGIN IMMEDIATE")
+            self._busy, known = connection, self._known
+            self._known = None
             try:
+                version = self._version()
+                if known is not None and known[1] == version:
+                    self._end = known[0]  # nobody else has written since
                 yield
                 connection.execute("COMMIT")
+                self._known = (self._end, version) if version is not None else None
             except BaseException:
                 if connection.in_transaction:  # SQLite has ended it already where the disk is full
                     connection.execute("ROLLBACK")
                 raise
             finally:
-                self._end, self._appended = None, []
+                self._end, self._busy, self._appended = None, None, []
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: cannot be written: {error}", _ROOM) from None
 
+    def _version(self) -> int | None:
+        """Another one as soon as another connection has written. A deployment does without, and always looks."""
+        if self.is_deployment or self._busy is None:
+            return None
+        version: int = self._busy.execute("PRAGMA data_version").fetchone()[0]
+        return version
+
     def append(self, kind: str, body: Body) -> Entry:
         """Add an entry; inside a transaction it is durable at its end."""
-        connection = self._connection
-        if not connection.in_transaction:
+        if self._busy is None:
             with self.transaction():
                 return self.append(kind, body)
         last, previous = self._end or _place(self.head())
-        sequence = last + 1
-        moment = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
-        text = canonical(dict(body)).decode()
-        digest = Entry(sequence, moment, kind, text, previous, "", "").expected_hash()
-        signature = self.key.sign(ENTRY, bytes.fromhex(digest))
-        entry = Entry(sequence, moment, kind, text, previous, digest, signature)
-        connection.execute(
-            "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (entry.sequence, entry.time, entry.kind, entry.body, entry.previous, entry.hash, entry.signature),
-        )
-        self._end = (sequence, digest)
-        self._appended.append(entry)
+        moment = _moment_text(self._clock().astimezone(UTC))
+        told: dict[str, Any] = dict(body)
+        text = canonical(told).decode()
+        digest = _hash_of(last + 1, moment, kind, text, previous)
+        row = (last + 1, moment, kind, text, previous, digest.hex(), self.key.sign(ENTRY, digest))
+        self._busy.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        entry = Entry(*row)
+        self._end = (entry.sequence, entry.hash)
+        self._appended.append((entry, told if _TEXTS.issuperset(map(type, told.values())) else entry.content))
         return entry
 
-    def appended(self, after: int) -> list[Entry]:
-        """What the transaction under way has added behind a number."""
-        return [entry for entry in self._appended if entry.sequence > after]
+    def appended(self, after: int) -> list[tuple[Entry, dict[str, Any]]]:
+        """What the transaction under way has added behind a number: each entry, and its body as it would be read."""
+        if not self._appended or self._appended[-1][0].sequence <= after:
+            return []
+        return [(entry, told) for entry, told in self._appended if entry.sequence > after]
 
     @property
     def is_deployment(self) -> bool:
@@ -231,25 +229,35 @@ class Ledger:
             for row in rows:
                 yield Entry(*row)
         except sqlite3.Error as error:
-            raise LedgerError(f"{self.path}: cannot be read: {error}", RESTORE) from None
+            raise self._unreadable(error) from None
 
     def verified(self, after: int = 0, previous: str = GENESIS) -> Iterator[Entry]:
         """The entries after a number and its hash; raise LedgerError naming the first that is wrong.
 
         That may be the one of that number: whoever has read it once reads on from there and no other place.
         """
-        following = self.entries(max(after, 1) - 1)
-        if after and _place(next(following, None)) != (after, previous):
-            raise self._spoilt(after)
+        if self._end == (after, previous):  # found in this transaction, or after the last and not changed since
+            return
         last = after
-        for entry in following:
-            last += 1
-            if not entry.is_whole(last, previous, self.key.public, self.key.is_signed):
-                raise self._spoilt(last)
-            previous = entry.hash
-            yield entry
-        if self._connection.in_transaction:  # nobody writes meanwhile
+        try:
+            rows = self._connection.execute(f"{_READ}WHERE sequence >= ? ORDER BY sequence", (max(after, 1),))
+            if after:
+                row = rows.fetchone()
+                if row is None or (row[_SEQUENCE], row[_HASH]) != (after, previous):
+                    raise self._spoilt(after)
+            for row in rows:
+                entry, last = Entry(*row), last + 1
+                if not entry.is_whole(last, previous, self.key.public, self.key.is_signed):
+                    raise self._spoilt(last)
+                previous = entry.hash
+                yield entry
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from None
+        if self._busy is not None:  # nobody writes meanwhile
             self._end = (last, previous)
+
+    def _unreadable(self, error: sqlite3.Error) -> LedgerError:
+        return LedgerError(f"{self.path}: cannot be read: {error}", RESTORE)
 
     def _spoilt(self, sequence: int) -> LedgerError:
         return LedgerError(f"{self.path}: entry {sequence} is not what this institution wrote", RESTORE)
@@ -278,7 +286,7 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the file; the last to do so folds the write-ahead log into it, so that one file is the ledger."""
-        self._is_closed = True
+        self._is_closed, self._busy = True, None
         if self._among is not None:
             self._among.forget(self)
         if self._opened is not None:
@@ -290,11 +298,13 @@ class Ledger:
             return False
         self._left = _place(self.head())
         self._opened.close()
-        self._opened = None
+        self._opened = self._known = None
         return True
 
     @property
     def _connection(self) -> sqlite3.Connection:
+        if self._busy is not None:
+            return self._busy
         if self._is_closed:
             raise LedgerError(f"{self.path}: it was closed", "open it again")
         if self._among is not None:
@@ -307,7 +317,7 @@ class Ledger:
         """The file again; raises LedgerError where it has lost what it held when it was let go of."""
         connection = connected(self.path)
         try:
-            self._settle(connection)
+            settle(connection, self._purpose, is_one_of_many=self._among is not None)
             row = connection.execute(_READ + "WHERE sequence = ?", (self._left[0],)).fetchone()
             if self._left[0] and _place(Entry(*row) if row else None) != self._left:
                 raise self._spoilt(self._left[0])
@@ -319,35 +329,12 @@ class Ledger:
             raise
         return connection
 
-    def _settle(self, connection: sqlite3.Connection) -> None:
-        connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._purpose]}")
-        if self._among is not None:
-            connection.execute(f"PRAGMA cache_size = -{_IDLE_CACHE_KIB}")
-
-    def _prepare(self) -> None:
-        """Begin the file, or find in it the columns that were begun; another program's database is left as it is."""
+    def _begin(self) -> None:
         try:
-            tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
-            if tables and "entries" not in tables:
-                raise sqlite3.DatabaseError("it belongs to another program")
-            self._settle(self._connection)
-            self._write_ahead()
-            self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            begin(self._connection, self._purpose, is_one_of_many=self._among is not None)
             self._connection.execute(_READ + "LIMIT 1")
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: not a ledger that can be opened: {error}", RESTORE) from None
-
-    def _write_ahead(self) -> None:
-        """Turn the write-ahead log on. Where others open the file too, SQLite says `locked` at once instead of waiting:
-        so wait for their lock as a writer does, and ask again.
-        """
-        for _ in range(_MOST_TRIES):
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError:
-                self._connection.executescript("BEGIN IMMEDIATE; ROLLBACK;")
-        raise sqlite3.OperationalError("database is locked")
 
     def _check_opening(self, owner: str) -> None:
         purpose = self._purpose
@@ -370,30 +357,30 @@ class Ledger:
             )
 
 
+def _moment_text(moment: datetime) -> str:
+    """As `isoformat(timespec="milliseconds")` writes a moment in UTC."""
+    second = _second_text(moment.year, moment.month, moment.day, moment.hour, moment.minute, moment.second)
+    return f"{second}.{moment.microsecond // 1000:03d}+00:00"
+
+
+@lru_cache(maxsize=4)  # a second has many entries, and the system's formatting costs a fifth of a signature
+def _second_text(*parts: int) -> str:
+    year, month, day, hour, minute, second = parts
+    return datetime(year, month, day, hour, minute, second).isoformat()
+
+
+def _hash_of(sequence: int, time: str, kind: str, body: str, previous: str) -> bytes:
+    return hashlib.sha256(canonical([str(sequence), time, kind, body, previous])).digest()
+
+
 def _place(entry: Entry | None) -> tuple[int, str]:
     """Number and hash of an entry; of none, what the first one follows."""
     return (entry.sequence, entry.hash) if entry else (0, GENESIS)
-
-
-def connected(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    """A connection with the ledger's settings; raise LedgerError where the file cannot be opened as a database."""
-    try:
-        if not read_only:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return sqlite3.connect(path, timeout=_LOCK_SECONDS, isolation_level=None)
-        if not path.is_file():
-            raise LedgerError(f"{path}: no such file", "give the ledger's file")
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except (OSError, sqlite3.Error) as error:
-        raise LedgerError(f"{path}: not a ledger that can be opened: {error}", RESTORE) from None
-    return connection
 
 
 def _snapshot_message(sequence: int, digest: str, state: str) -> bytes:
     return f"{sequence}/{digest}/{hashlib.sha256(state.encode()).hexdigest()}".encode()
 
 
-RESTORE = "keep the file as evidence, and restore the ledger from a backup or use another folder"
 _NEWER = "open it with the version of privet that wrote it, or a newer one"
 _ROOM = "make the disk writable and free, then ask again; nothing was changed"

@@ -78,7 +78,12 @@ KNOWS: dict[str, tuple[str, ...]] = {
     "dp_accounting": ("privacy/budget/accounting.py",),
     "sqlalchemy": ("server/database.py", "server/members.py", "server/projects.py", "server/run_book.py"),
     "ray": ("simulations/ray_workers.py",),
-    "sqlite3": ("privacy/budget/ledger.py", "privacy/audit/reading.py", "server/database.py"),
+    "sqlite3": (
+        "privacy/budget/ledger.py",
+        "privacy/budget/ledger_file.py",
+        "privacy/audit/reading.py",
+        "server/database.py",
+    ),
 }
 # What flwr keeps internal may move with any release: one file touches it.
 FLWR_INTERNALS = ("flwr.supercore.", "flwr.common.", "flwr.server.", "flwr.client.", "flwr.proto.", "flwr.superlink.")

@@ -4,9 +4,10 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import astuple, replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
@@ -20,14 +21,26 @@ from privet.privacy.errors import LedgerError
 from signed_ledgers import key_of, opened, read
 
 COLUMNS = ("sequence", "time", "kind", "body", "previous", "hash", "signature")
+KEY = SigningKey.generate()
 NOTE = "note"  # a kind that means nothing to the account book
+TABLES_OF_BEFORE = """
+CREATE TABLE entries (
+    sequence INTEGER PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
+    previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE, signature TEXT NOT NULL) STRICT;
+CREATE TRIGGER no_replace BEFORE INSERT ON entries WHEN EXISTS
+    (SELECT 1 FROM entries WHERE sequence >= NEW.sequence OR hash = NEW.hash)
+    BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A ledger of four entries, closed."""
-    path = tmp_path / "ledger.sqlite"
-    ledger = opened(path)
+    return of_four_entries(tmp_path / "ledger.sqlite", "simulation")
+
+
+def of_four_entries(path: Path, purpose: str) -> Path:
+    ledger = opened(path, purpose)
     for number in range(3):
         ledger.append(NOTE, {"run": f"run-{number}", "epsilon": "1.000000"})
     ledger.close()
@@ -114,11 +127,25 @@ def test_times_are_utc_whatever_the_zone_of_the_clock(tmp_path: Path) -> None:
     ledger.close()
 
 
+@given(st.datetimes(min_value=datetime(2000, 1, 1)))
+@settings(max_examples=50, deadline=None)
+def test_time_is_written_in_milliseconds_as_iso_8601_has_it(moment: datetime) -> None:
+    moment = moment.replace(tzinfo=UTC)
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = opened(Path(folder) / "l", key=KEY, now=moment)
+        assert ledger.append(NOTE, {}).time == moment.isoformat(timespec="milliseconds")
+        ledger.close()
+
+
 def test_folders_above_the_ledger_are_made(tmp_path: Path) -> None:
     opened(tmp_path / "a" / "b" / "ledger.sqlite").close()
     assert (tmp_path / "a" / "b" / "ledger.sqlite").is_file()
 
 
+SAME_HASH = "REPLACE INTO entries SELECT 5, time, kind, body, previous, hash, signature FROM entries WHERE sequence = 2"
+
+
+@pytest.mark.parametrize("purpose", ["simulation", "deployment"])
 @pytest.mark.parametrize(
     "statement",
     [
@@ -127,19 +154,48 @@ def test_folders_above_the_ledger_are_made(tmp_path: Path) -> None:
         "DELETE FROM entries WHERE sequence = 4",
         "DELETE FROM entries",
         "INSERT OR REPLACE INTO entries VALUES (2, 't', 'note', '{}', 'p', 'h', 's')",
-        "REPLACE INTO entries SELECT 5, time, kind, body, previous, hash, signature FROM entries WHERE sequence = 2",
         "INSERT OR IGNORE INTO entries VALUES (4, 't', 'note', '{}', 'p', 'h', 's')",
         "INSERT INTO entries VALUES (-1, 't', 'note', '{}', 'p', 'h', 's')",
         "INSERT INTO entries VALUES (2, 't', 'k', '{}', 'p', 'h', 's') ON CONFLICT(sequence) DO UPDATE SET body = '{}'",
     ],
 )
-def test_the_ledger_is_append_only(path: Path, statement: str) -> None:
-    connection = sqlite3.connect(path, isolation_level=None)
+def test_the_ledger_is_append_only(tmp_path: Path, statement: str, purpose: str) -> None:
+    connection = sqlite3.connect(of_four_entries(tmp_path / "l.sqlite", purpose), isolation_level=None)
     before = connection.execute("SELECT * FROM entries ORDER BY sequence").fetchall()
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         connection.execute(statement)
     assert connection.execute("SELECT * FROM entries ORDER BY sequence").fetchall() == before
     connection.close()
+
+
+def test_no_entry_of_a_deployment_takes_the_place_of_one_with_its_hash(tmp_path: Path) -> None:
+    connection = sqlite3.connect(of_four_entries(tmp_path / "l.sqlite", "deployment"), isolation_level=None)
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        connection.execute(SAME_HASH)
+    connection.close()
+
+
+def test_nor_in_a_simulation_where_it_is_found_behind_it(path: Path) -> None:
+    """Its file keeps no index of hashes, and so has nothing that could be replaced by hash."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    before = connection.execute("SELECT * FROM entries ORDER BY sequence").fetchall()
+    connection.execute(SAME_HASH)
+    assert connection.execute("SELECT * FROM entries WHERE sequence < 5 ORDER BY sequence").fetchall() == before
+    connection.close()
+    is_found(path, "entry 5 is not what this institution wrote")
+
+
+def test_simulated_ledger_of_before_goes_on(tmp_path: Path) -> None:
+    """Begun when a simulation's file had the tables of a deployment's."""
+    path, key = tmp_path / "l.sqlite", key_of(tmp_path / "l.sqlite")
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(TABLES_OF_BEFORE)
+    connection.close()
+    for number in range(2):
+        ledger = opened(path, key=key)
+        ledger.append(NOTE, {"number": str(number)})
+        ledger.close()
+    assert [entry.kind for entry in read(path)] == ["opened", NOTE, NOTE]
 
 
 @pytest.mark.parametrize("column", COLUMNS)

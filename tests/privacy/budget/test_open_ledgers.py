@@ -109,6 +109,44 @@ def test_ledger_put_back_to_an_older_copy_under_a_running_process(tmp_path: Path
         ledger.append("note", {"a": "c"})
 
 
+def test_entries_of_another_process_are_verified_between_two_steps(tmp_path: Path) -> None:
+    """The file is open all the while, and nothing else of it is read but whether somebody else has written."""
+    ledger = Ledger.open(tmp_path / "ledger.sqlite", purpose="simulation", owner="ward", key=KEY)
+    book = AccountBook(ledger)
+    for turn in range(2):
+        with book.transaction():
+            ledger.append("note", {"turn": str(turn)})
+    stranger = Ledger.open(tmp_path / "ledger.sqlite", purpose="simulation", owner="ward", key=KEY)
+    stranger.append("note", {"turn": "2"})
+    with book.transaction():
+        ledger.append("note", {"turn": "3"})
+    assert [entry.content["turn"] for entry in ledger.verified() if entry.sequence > 1] == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]
+    stranger.key = SigningKey.generate()
+    stranger.append("note", {"turn": "4"})
+    with pytest.raises(LedgerError, match="entry 6 is not what this institution wrote"), book.transaction():
+        ledger.append("note", {"turn": "5"})
+
+
+def test_step_that_failed_leaves_the_next_one_where_it_was(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.sqlite", purpose="simulation", owner="ward", key=KEY)
+    book = AccountBook(ledger)
+    for turn in ("0", "lost", "1"):
+        try:
+            with book.transaction():
+                ledger.append("note", {"turn": turn})
+                book.catch_up()
+                if turn == "lost":
+                    raise ValueError
+        except ValueError:
+            pass
+    assert [entry.content.get("turn") for entry in ledger.verified()] == [None, "0", "1"]
+
+
 def test_closed_ledger_stays_closed(tmp_path: Path) -> None:
     among = OpenLedgers(most=1)
     one, other = ledgers_of(tmp_path, 2, among)
