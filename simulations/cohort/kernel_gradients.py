@@ -1,0 +1,122 @@
+"""What one convolution of a trunk adds to the sums of some nodes: taken node by node on the way back, added at the end.
+
+Without weights a node's sums are taken at once. With weights, which are known when the norms of all layers are, each
+record's own gradient is kept; where those are too many, what they are made of, and each sum is a product of its own.
+"""
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .convolution import StackedConvolution
+from .places import record_gradients
+from .stacked import HELD, squared_lengths
+
+Sums = dict[str, dict[int, Tensor]]  # by the name of a parameter, then by node
+
+
+class KernelGradients(ABC):
+    """Of one layer and one batch of `places` for `nodes` each. Where a node uses none, its gradients are zeros."""
+
+    def __init__(self, layer: StackedConvolution, nodes: int, places: int) -> None:
+        self._layer = layer
+        self._shape = nodes, places
+
+    @abstractmethod
+    def take(self, node: int, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
+        """Of a node's first places what went in [B, C, H, W], and derivatives by what came out [B, O, H', W']."""
+
+    @abstractmethod
+    def squared_norms(self, backprops: Tensor) -> Tensor:
+        """Of each record's gradient, [B, N] float64; `backprops` were taken already."""
+
+    @abstractmethod
+    def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
+        """Add to the layer's sums, as StackedLayer does; `backprops` were taken already."""
+
+    def _sums_of(self, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> Iterator[tuple[str, Tensor]]:
+        if "weight" in self._layer.trained:
+            yield "weight", self._layer.geometry.by_kernel(backprops, inputs, kernel)
+        if "bias" in self._layer.trained:
+            yield "bias", backprops.sum(dim=(0, 2, 3))
+
+    def _of_records(self, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> Iterator[tuple[str, Tensor]]:
+        if "weight" in self._layer.trained:
+            yield "weight", record_gradients(self._layer.geometry, inputs, backprops, kernel)
+        if "bias" in self._layer.trained:
+            yield "bias", backprops.sum(dim=(2, 3))
+
+
+def kernel_gradients(layer: StackedConvolution, nodes: int, places: int, *, by_record: bool) -> KernelGradients:
+    """`by_record`: whether sums will be asked with weights."""
+    if not by_record:
+        return _Summed(layer, nodes, places)
+    size = layer.values_of_record
+    return _Kept(layer, nodes, places) if nodes * places * size <= HELD else _Remade(layer, nodes, places)
+
+
+class _Summed(KernelGradients):
+    def __init__(self, layer: StackedConvolution, nodes: int, places: int) -> None:
+        super().__init__(layer, nodes, places)
+        self._sums: Sums = defaultdict(dict)
+
+    def take(self, node: int, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
+        for name, total in self._sums_of(inputs, backprops, kernel):
+            self._sums[name][node] = total
+
+    def squared_norms(self, backprops: Tensor) -> Tensor:
+        raise ValueError("norms are asked for of gradients that were summed")
+
+    def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
+        if weights is not None:
+            raise ValueError("weights are given for gradients that were summed")
+        self._layer.put(self._sums)
+
+
+class _Kept(KernelGradients):
+    def __init__(self, layer: StackedConvolution, nodes: int, places: int) -> None:
+        super().__init__(layer, nodes, places)
+        self._kept: dict[str, Tensor] = {}  # [N, B, P], the kernel's as `in_order` takes them
+
+    def take(self, node: int, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
+        for name, part in self._of_records(inputs, backprops, kernel):
+            if name not in self._kept:
+                self._kept[name] = torch.zeros(*self._shape, part.shape[1])
+            self._kept[name][node, : len(part)] = part
+
+    def squared_norms(self, backprops: Tensor) -> Tensor:
+        return torch.stack([squared_lengths(part) for part in self._kept.values()]).sum(dim=0).t()
+
+    def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
+        by_node = torch.ones(self._shape) if weights is None else weights.t()
+        sums = {name: torch.bmm(by_node.unsqueeze(1), part).squeeze(1) for name, part in self._kept.items()}
+        self._layer.put({name: dict(enumerate(self._layer.shaped(name, total))) for name, total in sums.items()})
+
+
+class _Remade(KernelGradients):
+    def __init__(self, layer: StackedConvolution, nodes: int, places: int) -> None:
+        super().__init__(layer, nodes, places)
+        self._squares = torch.zeros(nodes, places, dtype=torch.float64)
+        self._taken: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def take(self, node: int, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
+        self._taken[node] = inputs, backprops, kernel
+        at_once = max(1, HELD // self._layer.values_of_record)
+        for start in range(0, len(inputs), at_once):
+            own = slice(start, start + at_once)
+            for _, part in self._of_records(inputs[own], backprops[own], kernel):
+                self._squares[node, own][: len(part)] += squared_lengths(part)
+
+    def squared_norms(self, backprops: Tensor) -> Tensor:
+        return self._squares.t()
+
+    def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
+        sums: Sums = defaultdict(dict)
+        for node, (inputs, own, kernel) in self._taken.items():
+            weighted = own if weights is None else own * weights[: len(own), node].view(-1, 1, 1, 1)
+            for name, total in self._sums_of(inputs, weighted, kernel):
+                sums[name][node] = total
+        self._layer.put(sums)
