@@ -67,9 +67,9 @@ class StackedConvolution(RecordwiseLayer):
         return list(zip(weight, [None] * self._nodes if bias is None else bias, strict=True))
 
     @property
-    def values_of_record(self) -> int:
-        """In the gradient of one record by the trained parameters."""
-        return self._values_of_record()
+    def sizes(self) -> dict[str, int]:
+        """Values of each trained parameter."""
+        return {name: values[0].numel() for name, values in self._values.items()}
 
     def shaped(self, name: str, gradients: Tensor) -> Tensor:
         """A parameter's gradients [N, P], the kernel's as `record_gradients` orders them, in the parameter's shape."""

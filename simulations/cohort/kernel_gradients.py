@@ -6,7 +6,7 @@ record's own gradient is kept; where those are too many, what they are made of, 
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -43,18 +43,12 @@ class KernelGradients(ABC):
         if "bias" in self._layer.trained:
             yield "bias", backprops.sum(dim=(0, 2, 3))
 
-    def _of_records(self, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> Iterator[tuple[str, Tensor]]:
-        if "weight" in self._layer.trained:
-            yield "weight", record_gradients(self._layer.geometry, inputs, backprops, kernel)
-        if "bias" in self._layer.trained:
-            yield "bias", backprops.sum(dim=(2, 3))
-
 
 def kernel_gradients(layer: StackedConvolution, nodes: int, places: int, *, by_record: bool) -> KernelGradients:
     """`by_record`: whether sums will be asked with weights."""
     if not by_record:
         return _Summed(layer, nodes, places)
-    size = layer.values_of_record
+    size = sum(layer.sizes.values())
     return _Kept(layer, nodes, places) if nodes * places * size <= HELD else _Remade(layer, nodes, places)
 
 
@@ -79,21 +73,28 @@ class _Summed(KernelGradients):
 class _Kept(KernelGradients):
     def __init__(self, layer: StackedConvolution, nodes: int, places: int) -> None:
         super().__init__(layer, nodes, places)
-        self._kept: dict[str, Tensor] = {}  # [N, B, P], the kernel's as `in_order` takes them
+        self._kept = {name: torch.empty(nodes, places, size) for name, size in layer.sizes.items()}  # see `shaped`
+        self._taken: set[int] = set()
 
     def take(self, node: int, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
-        for name, part in self._of_records(inputs, backprops, kernel):
-            if name not in self._kept:
-                self._kept[name] = torch.zeros(*self._shape, part.shape[1])
-            self._kept[name][node, : len(part)] = part
+        self._taken.add(node)
+        _of_records(self._layer, (inputs, backprops, kernel), {name: part[node] for name, part in self._kept.items()})
 
     def squared_norms(self, backprops: Tensor) -> Tensor:
+        self._complete()
         return torch.stack([squared_lengths(part) for part in self._kept.values()]).sum(dim=0).t()
 
     def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
+        self._complete()
         by_node = torch.ones(self._shape) if weights is None else weights.t()
         sums = {name: torch.bmm(by_node.unsqueeze(1), part).squeeze(1) for name, part in self._kept.items()}
         self._layer.put({name: dict(enumerate(self._layer.shaped(name, total))) for name, total in sums.items()})
+
+    def _complete(self) -> None:
+        """Make zeros of what nobody took."""
+        for node in set(range(self._shape[0])) - self._taken:
+            for part in self._kept.values():
+                part[node].zero_()
 
 
 class _Remade(KernelGradients):
@@ -104,11 +105,13 @@ class _Remade(KernelGradients):
 
     def take(self, node: int, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
         self._taken[node] = inputs, backprops, kernel
-        at_once = max(1, HELD // self._layer.values_of_record)
+        at_once = max(1, HELD // sum(self._layer.sizes.values()))
         for start in range(0, len(inputs), at_once):
             own = slice(start, start + at_once)
-            for _, part in self._of_records(inputs[own], backprops[own], kernel):
-                self._squares[node, own][: len(part)] += squared_lengths(part)
+            parts = {name: torch.empty(len(inputs[own]), size) for name, size in self._layer.sizes.items()}
+            _of_records(self._layer, (inputs[own], backprops[own], kernel), parts)
+            for part in parts.values():
+                self._squares[node, start : start + len(part)] += squared_lengths(part)
 
     def squared_norms(self, backprops: Tensor) -> Tensor:
         return self._squares.t()
@@ -120,3 +123,15 @@ class _Remade(KernelGradients):
             for name, total in self._sums_of(inputs, weighted, kernel):
                 sums[name][node] = total
         self._layer.put(sums)
+
+
+def _of_records(layer: StackedConvolution, taken: tuple[Tensor, Tensor, Tensor], out: Mapping[str, Tensor]) -> None:
+    """Each record's gradients into the first rows of `out`, by name [B, P]; zeros into the others."""
+    inputs, backprops, kernel = taken
+    for name, part in out.items():
+        part[len(inputs) :].zero_()
+        own = part[: len(inputs)]
+        if name == "weight":
+            record_gradients(layer.geometry, inputs, backprops, kernel, own)
+        else:
+            torch.sum(backprops, dim=(2, 3), out=own)

@@ -39,6 +39,12 @@ def _relu(module: nn.ReLU, values: Tensor) -> Passed:
     return output, lambda derivatives: _aten.threshold_backward(derivatives, output, 0)
 
 
+def relu_in_place(values: Tensor) -> Passed:
+    """Of values, and of derivatives, that nobody reads any more."""
+    output = values.relu_()
+    return output, lambda derivatives: _aten.threshold_backward(derivatives, output, 0, grad_input=derivatives)
+
+
 def _tanh(module: nn.Tanh, values: Tensor) -> Passed:
     output = values.tanh()
     return output, lambda derivatives: _aten.tanh_backward(derivatives, output)

@@ -54,15 +54,15 @@ class Geometry:
         return self.dilation[0] * (self.kernel[0] - 1) + 1, self.dilation[1] * (self.kernel[1] - 1) + 1
 
 
-def record_gradients(geometry: Geometry, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> Tensor:
+def record_gradients(geometry: Geometry, inputs: Tensor, backprops: Tensor, kernel: Tensor, out: Tensor) -> None:
     """Each record's gradient by one node's kernel, [B, P], its numbers in the order that `in_order` undoes."""
     if not by_windows(geometry, kernel):
-        return _by_groups(geometry, inputs, backprops, kernel)
+        out.copy_(_by_groups(geometry, inputs, backprops, kernel))
+        return
     places = backprops.permute(0, 2, 3, 1).reshape(len(backprops), -1, backprops.shape[1])  # [B, L, O]
     at_once = max(1, _HELD // (places.shape[1] * kernel[0].numel()))
-    parts = zip(torch.split(inputs, at_once), torch.split(places, at_once), strict=True)
-    products = [_by_windows(geometry, part, part_places, kernel) for part, part_places in parts]
-    return products[0] if len(products) == 1 else torch.cat(products)
+    for part in zip(*(torch.split(tensor, at_once) for tensor in (inputs, places, out)), strict=True):
+        _by_windows(geometry, kernel, *part)
 
 
 def in_order(geometry: Geometry, gradients: Tensor, kernel: Tensor) -> Tensor:
@@ -88,13 +88,15 @@ def _by_groups(geometry: Geometry, inputs: Tensor, backprops: Tensor, kernel: Te
     return geometry.by_kernel(one_backprops, one_inputs, kernels, count).contiguous().view(count, -1)
 
 
-def _by_windows(geometry: Geometry, inputs: Tensor, places: Tensor, kernel: Tensor) -> Tensor:
+def _by_windows(geometry: Geometry, kernel: Tensor, inputs: Tensor, places: Tensor, out: Tensor) -> None:
     """Products of windows and of what came out at their places [B, L, O]."""
+    count, length, channels_out = places.shape
     if kernel.shape[1] <= FEW_CHANNELS:
         windows = _windows(geometry, inputs, torch.contiguous_format).permute(0, 1, 4, 5, 2, 3)
-        return torch.bmm(windows.reshape(len(inputs), -1, places.shape[1]), places).flatten(1)  # K * O
+        torch.bmm(windows.reshape(count, -1, length), places, out=out.view(count, -1, channels_out))
+        return
     windows = _windows(geometry, inputs, torch.channels_last).permute(0, 2, 3, 4, 5, 1)
-    return torch.bmm(places.transpose(1, 2), windows.reshape(len(inputs), places.shape[1], -1)).flatten(1)  # O * K
+    torch.bmm(places.transpose(1, 2), windows.reshape(count, length, -1), out=out.view(count, channels_out, -1))
 
 
 def _windows(geometry: Geometry, inputs: Tensor, order: torch.memory_format) -> Tensor:

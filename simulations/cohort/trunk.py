@@ -17,7 +17,10 @@ from .chain import CHANNELWISE, ELEMENTWISE, PLANE
 from .convolution import StackedConvolution
 from .kernel_gradients import KernelGradients, kernel_gradients
 from .layers import StackedGroupNorm
-from .modules import BY_HAND, Back, by_torch, pair
+from .modules import BY_HAND, Back, by_torch, pair, relu_in_place
+
+# Stages that keep nothing of what they give.
+_FORGETFUL = (StackedConvolution, nn.MaxPool2d, nn.AvgPool2d)
 
 Steps = list[tuple[torch.dtype, Back]]  # back, in the order in which they were gone forward
 
@@ -90,6 +93,8 @@ class Trunk:
         for place, stage in enumerate(self._stages):
             if isinstance(stage, StackedConvolution):
                 values, back = self._convolved(stage, place, node, values)
+            elif type(stage) is nn.ReLU and place > 0 and type(self._stages[place - 1]) in _FORGETFUL:
+                values, back = relu_in_place(values)
             else:
                 values, back = BY_HAND.get(type(stage), by_torch)(stage, values)
             steps.append((values.dtype, back))
