@@ -60,11 +60,17 @@ class StackedConvolution(RecordwiseLayer):
         inputs, kernel = (values.to(backprops.dtype) for values in (self._seen(), self._kernel()))
         return self.geometry.by_inputs(backprops, inputs, kernel, self._nodes)
 
-    def by_node(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Each node's kernel [O, C / groups, kh, kw] and bias [O]."""
-        weight, bias = self._value("weight"), self._value("bias")
+    def of_nodes(self, nodes: list[int]) -> tuple[Tensor, Tensor | None]:
+        """Some nodes' kernels [n * O, C / groups, kh, kw], and their biases [n * O]."""
+        weight, bias = (self._of_nodes(name, nodes) for name in ("weight", "bias"))
         assert weight is not None
-        return list(zip(weight, [None] * self._nodes if bias is None else bias, strict=True))
+        return weight, bias
+
+    def _of_nodes(self, name: str, nodes: list[int]) -> Tensor | None:
+        value = self._value(name)
+        if value is None:
+            return None
+        return value[nodes[0]] if len(nodes) == 1 else value[nodes].flatten(0, 1)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -74,7 +80,7 @@ class StackedConvolution(RecordwiseLayer):
     def shaped(self, name: str, gradients: Tensor) -> Tensor:
         """A parameter's gradients [N, P], the kernel's as `record_gradients` orders them, in the parameter's shape."""
         if name == "weight":
-            gradients = in_order(self.geometry, gradients, self.by_node()[0][0])
+            gradients = in_order(self.geometry, gradients, self.of_nodes([0])[0])
         return gradients.view(self._sums[name].shape)
 
     def put(self, sums: Mapping[str, Mapping[int, Tensor]]) -> None:

@@ -1,4 +1,4 @@
-"""What one convolution of a trunk adds to the sums of some nodes: taken node by node on the way back, added at the end.
+"""What one convolution of a trunk adds to the sums of some nodes: taken unit by unit on the way back, added at the end.
 
 Without weights a node's sums are taken at once. With weights, which are known when the norms of all layers are, each
 record's own gradient is kept; where those are too many, what they are made of, and each sum is a product of its own.
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from .convolution import StackedConvolution
+from .layers import weighted_channels
 from .places import record_gradients
 from .stacked import HELD, squared_lengths
 
+Taken = tuple[Tensor, Tensor, Tensor]  # what went in, derivatives by what came out, the kernel
 Sums = dict[str, dict[int, Tensor]]  # by the name of a parameter, then by node
 
 
@@ -26,8 +28,8 @@ class KernelGradients(ABC):
         self._shape = nodes, places
 
     @abstractmethod
-    def take(self, node: int, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
-        """Of a node's first places what went in [B, C, H, W], and derivatives by what came out [B, O, H', W']."""
+    def take(self, nodes: list[int], inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
+        """Of some nodes' first places what went in [B, n * C, H, W], and derivatives by what came out."""
 
     @abstractmethod
     def squared_norms(self, backprops: Tensor) -> Tensor:
@@ -37,11 +39,15 @@ class KernelGradients(ABC):
     def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
         """Add to the layer's sums, as StackedLayer does; `backprops` were taken already."""
 
-    def _sums_of(self, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def _sum(self, sums: Sums, nodes: list[int], taken: Taken) -> None:
+        inputs, backprops, kernel = taken
+        found = {}
         if "weight" in self._layer.trained:
-            yield "weight", self._layer.geometry.by_kernel(backprops, inputs, kernel)
+            found["weight"] = self._layer.geometry.by_kernel(backprops, inputs, kernel, len(nodes))
         if "bias" in self._layer.trained:
-            yield "bias", backprops.sum(dim=(0, 2, 3))
+            found["bias"] = backprops.sum(dim=(0, 2, 3))
+        for name, total in found.items():
+            sums[name] |= zip(nodes, total.chunk(len(nodes)), strict=True)
 
 
 def kernel_gradients(layer: StackedConvolution, nodes: int, places: int, *, by_record: bool) -> KernelGradients:
@@ -57,9 +63,8 @@ class _Summed(KernelGradients):
         super().__init__(layer, nodes, places)
         self._sums: Sums = defaultdict(dict)
 
-    def take(self, node: int, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
-        for name, total in self._sums_of(inputs, backprops, kernel):
-            self._sums[name][node] = total
+    def take(self, nodes: list[int], inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
+        self._sum(self._sums, nodes, (inputs, backprops, kernel))
 
     def squared_norms(self, backprops: Tensor) -> Tensor:
         raise ValueError("norms are asked for of gradients that were summed")
@@ -76,9 +81,10 @@ class _Kept(KernelGradients):
         self._kept = {name: torch.empty(nodes, places, size) for name, size in layer.sizes.items()}  # see `shaped`
         self._taken: set[int] = set()
 
-    def take(self, node: int, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
-        self._taken.add(node)
-        _of_records(self._layer, (inputs, backprops, kernel), {name: part[node] for name, part in self._kept.items()})
+    def take(self, nodes: list[int], inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
+        self._taken.update(nodes)
+        for node, taken in _apart(nodes, (inputs, backprops, kernel)):
+            _of_records(self._layer, taken, {name: part[node] for name, part in self._kept.items()})
 
     def squared_norms(self, backprops: Tensor) -> Tensor:
         self._complete()
@@ -101,31 +107,41 @@ class _Remade(KernelGradients):
     def __init__(self, layer: StackedConvolution, nodes: int, places: int) -> None:
         super().__init__(layer, nodes, places)
         self._squares = torch.zeros(nodes, places, dtype=torch.float64)
-        self._taken: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._taken: list[tuple[list[int], Taken]] = []
 
-    def take(self, node: int, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
-        self._taken[node] = inputs, backprops, kernel
+    def take(self, nodes: list[int], inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
+        self._taken.append((nodes, (inputs, backprops, kernel)))
         at_once = max(1, HELD // sum(self._layer.sizes.values()))
-        for start in range(0, len(inputs), at_once):
-            own = slice(start, start + at_once)
-            parts = {name: torch.empty(len(inputs[own]), size) for name, size in self._layer.sizes.items()}
-            _of_records(self._layer, (inputs[own], backprops[own], kernel), parts)
-            for part in parts.values():
-                self._squares[node, start : start + len(part)] += squared_lengths(part)
+        for node, (own_inputs, own_backprops, own_kernel) in _apart(nodes, (inputs, backprops, kernel)):
+            for start in range(0, len(inputs), at_once):
+                rows = slice(start, start + at_once)
+                taken = own_inputs[rows], own_backprops[rows], own_kernel
+                parts = {name: torch.empty(len(taken[0]), size) for name, size in self._layer.sizes.items()}
+                _of_records(self._layer, taken, parts)
+                for part in parts.values():
+                    self._squares[node, start : start + len(part)] += squared_lengths(part)
 
     def squared_norms(self, backprops: Tensor) -> Tensor:
         return self._squares.t()
 
     def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
         sums: Sums = defaultdict(dict)
-        for node, (inputs, own, kernel) in self._taken.items():
-            weighted = own if weights is None else own * weights[: len(own), node].view(-1, 1, 1, 1)
-            for name, total in self._sums_of(inputs, weighted, kernel):
-                sums[name][node] = total
+        for nodes, (inputs, backprops_of_unit, kernel) in self._taken:
+            weighted = backprops_of_unit
+            if weights is not None:
+                weighted = weighted_channels(weighted, weights[: len(inputs), nodes])
+            self._sum(sums, nodes, (inputs, weighted, kernel))
         self._layer.put(sums)
 
 
-def _of_records(layer: StackedConvolution, taken: tuple[Tensor, Tensor, Tensor], out: Mapping[str, Tensor]) -> None:
+def _apart(nodes: list[int], taken: Taken) -> Iterator[tuple[int, Taken]]:
+    """What was taken of some nodes, of each."""
+    inputs, backprops, kernel = taken
+    parts = inputs.chunk(len(nodes), dim=1), backprops.chunk(len(nodes), dim=1), kernel.chunk(len(nodes))
+    return zip(nodes, zip(*parts, strict=True), strict=True)
+
+
+def _of_records(layer: StackedConvolution, taken: Taken, out: Mapping[str, Tensor]) -> None:
     """Each record's gradients into the first rows of `out`, by name [B, P]; zeros into the others."""
     inputs, backprops, kernel = taken
     for name, part in out.items():

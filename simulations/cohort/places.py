@@ -1,4 +1,4 @@
-"""Places: what a convolution does with those of a plane, for one node's records in memory order channels-last.
+"""Places: what a convolution does with those of a plane, in memory order channels-last.
 
 Forward and both derivatives are oneDNN's convolutions, which run near what a core can do. The gradients of each record
 are products of the windows under the kernel, where these are few values (measured on AVX-512: of 9 values a quarter of

@@ -3,6 +3,7 @@
 The layers that cost most know their derivative (linear, convolution), and so do the modules that stand between them
 most often; whatever else a chain holds is differentiated by torch, alone. Values lie as each stage takes them fastest:
 folded [B * N, ...], wide [B, N * C, H, W] (see convolution.py), or by node [N, B, F]: the same numbers in other orders.
+On a processor the convolutional part of a chain is one step of the tape (trunk.py).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,14 +1,15 @@
-"""Trunk: the convolutional part of a chain, passed on a processor node after node.
+"""Trunk: the convolutional part of a chain, passed on a processor by units: a few nodes with nearly as many records.
 
-A node's values fit into a core's cache from one stage to the next, and only its own records are convolved: those that
-fill a short batch are left out (a fifth, where batches of twenty are drawn). What a later pool drops at the edge of a
-plane is not computed either: it has no part in the outputs, and none in the gradients.
+A unit's values lie wide (see convolution.py). They stay near from one stage to the next, and little of what fills short
+batches is convolved (of five batches of twenty, drawn by chance, a fifth would be). What a later pool drops at the edge
+of a plane is not computed either: it has no part in the outputs, and a finite one has none in the gradients.
 
-A kernel's gradients are taken on the way back, while a node's values are near: the sums over its records, or where
-they are clipped, each record's own.
+A kernel's gradients are taken on the way back, while a unit's values are near: the sums over a node's records, or where
+they are clipped, each record's own. Which nodes form a unit follows from how many records each has drawn.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from .kernel_gradients import KernelGradients, kernel_gradients
 from .layers import StackedGroupNorm
 from .modules import BY_HAND, Back, by_torch, pair, relu_in_place
 
+# How many times as many records the longest of a unit may have as its shortest (measured).
+_SPREAD = 1.3
 # Stages that keep nothing of what they give.
 _FORGETFUL = (StackedConvolution, nn.MaxPool2d, nn.AvgPool2d)
 
@@ -47,18 +50,18 @@ class Trunk:
     """
 
     def __init__(self, stages: Sequence[nn.Module], real: Tensor, *, is_continued: bool, by_record: bool) -> None:
-        self._stages = stages
+        self._is_flattened = _is_whole_flatten(stages[-1])
+        self._stages = stages[:-1] if self._is_flattened else stages
         self._is_continued = is_continued
         longest = (real * torch.arange(1, len(real) + 1).unsqueeze(1)).amax(dim=0)
-        self._counts = longest.clamp(min=1).tolist()  # of each node; of one without records, one that only fills
+        self._units = units_of(longest.tolist())
         layers = {place: stage for place, stage in enumerate(stages) if isinstance(stage, StackedConvolution)}
-        self._parameters = {place: layer.by_node() for place, layer in layers.items()}
         self._gradients = {
             place: kernel_gradients(layer, real.shape[1], len(real), by_record=by_record)
             for place, layer in layers.items()
         }
-        self._steps: list[Steps] = []  # of each node
-        self._taken_shape = real.shape
+        self._steps: list[Steps] = []  # of each unit
+        self._taken = self._given = real.shape
 
     @property
     def found(self) -> list[KernelGradients]:
@@ -67,32 +70,40 @@ class Trunk:
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, N, C, H, W] -> [N, B, ...], zeros where a batch is filled."""
-        self._taken_shape = inputs.shape
+        self._taken = inputs.shape
         height, width = used(self._stages, (inputs.shape[3], inputs.shape[4]))
-        outputs = []
-        for node, count in enumerate(self._counts):
-            values = _channels_last(inputs[:count, node, :, :height, :width])
-            outputs.append(self._passed(node, values))
-        return _side_by_side(outputs, len(inputs))
+        planes = inputs[..., :height, :width]
+        outputs = [self._passed(unit, _widened(planes[: unit.longest], unit)) for unit in self._units]
+        _, channels, *plane = outputs[0].shape
+        shape = inputs.shape[1], len(inputs), channels // len(self._units[0].nodes), *plane
+        whole = outputs[0].new_empty(shape)
+        for unit, output in zip(self._units, outputs, strict=True):
+            for node, part in zip(unit.nodes, output.chunk(len(unit.nodes), dim=1), strict=True):
+                whole[node, : unit.longest] = part
+                whole[node, unit.longest :].zero_()
+        self._given = whole.shape
+        return whole.flatten(2) if self._is_flattened else whole
 
     def back(self, derivatives: Tensor) -> Tensor | None:
         """From derivatives by the outputs [N, B, ...] to those by the inputs, [B, N, C, H, W]."""
-        found = [self._gone_back(node, derivatives[node, :count]) for node, count in enumerate(self._counts)]
-        known = [part for part in found if part is not None]
-        if not known:
+        apart = derivatives.reshape(self._given).transpose(0, 1)
+        found = [self._gone_back(n, _widened(apart[: unit.longest], unit)) for n, unit in enumerate(self._units)]
+        if any(part is None for part in found):
             return None
-        count, nodes, *shape = self._taken_shape
-        whole = known[0].new_zeros(count, nodes, *shape)
-        for node, part in enumerate(found):
-            if part is not None:
-                whole[: len(part), node, :, : part.shape[2], : part.shape[3]] = part
+        whole = derivatives.new_zeros(self._taken)
+        for unit, wide in zip(self._units, found, strict=True):
+            assert wide is not None
+            height, width = wide.shape[2:]
+            whole[: unit.longest, unit.nodes, :, :height, :width] = torch.stack(
+                wide.chunk(len(unit.nodes), dim=1), dim=1
+            )
         return whole
 
-    def _passed(self, node: int, values: Tensor) -> Tensor:
+    def _passed(self, unit: "Unit", values: Tensor) -> Tensor:
         steps: Steps = []
         for place, stage in enumerate(self._stages):
             if isinstance(stage, StackedConvolution):
-                values, back = self._convolved(stage, place, node, values)
+                values, back = self._convolved(stage, place, unit, values)
             elif type(stage) is nn.ReLU and place > 0 and type(self._stages[place - 1]) in _FORGETFUL:
                 values, back = relu_in_place(values)
             else:
@@ -101,25 +112,48 @@ class Trunk:
         self._steps.append(steps)
         return values
 
-    def _gone_back(self, node: int, derivatives: Tensor) -> Tensor | None:
+    def _gone_back(self, number: int, derivatives: Tensor) -> Tensor | None:
         found: Tensor | None = derivatives
-        steps = self._steps[node]
+        steps = self._steps[number]
         while found is not None and steps:
             kind, back = steps.pop()
             found = back(found if found.dtype == kind else found.to(kind))
         return found
 
-    def _convolved(self, layer: StackedConvolution, place: int, node: int, inputs: Tensor) -> tuple[Tensor, Back]:
-        kernel, bias = self._parameters[place][node]
+    def _convolved(self, layer: StackedConvolution, place: int, unit: "Unit", inputs: Tensor) -> tuple[Tensor, Back]:
+        kernel, bias = layer.of_nodes(unit.nodes)
         is_asked = self._is_continued or place > 0
 
         def back(backprops: Tensor) -> Tensor | None:
-            self._gradients[place].take(node, inputs.float(), backprops.float(), kernel)
+            self._gradients[place].take(unit.nodes, inputs.float(), backprops.float(), kernel)
             if not is_asked:
                 return None
-            return layer.geometry.by_inputs(backprops, inputs.to(backprops.dtype), kernel.to(backprops.dtype))
+            kinds = inputs.to(backprops.dtype), kernel.to(backprops.dtype)
+            return layer.geometry.by_inputs(backprops, *kinds, len(unit.nodes))
 
-        return layer.geometry.convolved(inputs, kernel, bias), back
+        return layer.geometry.convolved(inputs, kernel, bias, len(unit.nodes)), back
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Nodes that are passed together, and how many records of each."""
+
+    nodes: list[int]
+    longest: int
+
+
+def units_of(counts: Sequence[int]) -> list[Unit]:
+    """Nodes of nearly as many records each, so that few are only filled.
+
+    >>> units_of([20, 26, 18, 0])
+    [Unit(nodes=[3], longest=1), Unit(nodes=[2, 0], longest=20), Unit(nodes=[1], longest=26)]
+    """
+    units: list[list[int]] = []
+    for node in sorted(range(len(counts)), key=lambda node: (counts[node], node)):
+        if not units or counts[node] > counts[units[-1][0]] * _SPREAD:
+            units.append([])
+        units[-1].append(node)
+    return [Unit(nodes, max(1, counts[nodes[-1]])) for nodes in units]
 
 
 def used(stages: Sequence[nn.Module], size: tuple[int, int]) -> tuple[int, int]:
@@ -154,20 +188,11 @@ def _window(stage: nn.Module) -> tuple[tuple[int, int], tuple[int, int]] | None:
     return None
 
 
-def _channels_last(values: Tensor) -> Tensor:
-    """In that order of memory. Of one channel torch cannot tell the order unless its strides say so."""
-    if values.shape[1] > 1:
-        return values.contiguous(memory_format=torch.channels_last)
-    return torch.empty(values.shape, dtype=values.dtype, memory_format=torch.channels_last).copy_(values)
-
-
-def _side_by_side(outputs: Sequence[Tensor], count: int) -> Tensor:
-    """Of each node [b, ...], b up to `count`: [N, count, ...], zeros behind a node's own."""
-    whole = outputs[0].new_empty(len(outputs), count, *outputs[0].shape[1:])
-    for row, output in zip(whole, outputs, strict=True):
-        row[: len(output)] = output
-        row[len(output) :].zero_()
-    return whole
+def _widened(planes: Tensor, unit: Unit) -> Tensor:
+    """Those of a unit of [B, N, C, H, W] as [B, n * C, H, W], channels-last in memory, which its strides say."""
+    own = planes[:, unit.nodes[0]].unsqueeze(1) if len(unit.nodes) == 1 else planes[:, unit.nodes]
+    wide = own.flatten(1, 2)
+    return torch.empty(wide.shape, dtype=wide.dtype, memory_format=torch.channels_last).copy_(wide)
 
 
 def _is_plain_convolution(stage: nn.Module) -> bool:
