@@ -5,11 +5,14 @@ torch's pools are fastest (measured against a loop over nodes, and against unfol
 records' gradients are one more grouped convolution, with a group for each record, or a product where kernels are small.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .layers import position_sums, weighted_channels
+from .places import Geometry, in_order
 from .stacked import RecordwiseLayer
 
 # Values under a kernel up to which copying the windows is cheaper than a convolution with a group for each record
@@ -22,34 +25,28 @@ class StackedConvolution(RecordwiseLayer):
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d) -> None:
         super().__init__(layer)
-        self._is_flat = isinstance(layer, nn.Conv1d)
-        self._groups = layer.groups
-        self._stride, self._dilation = _both(layer.stride, 1), _both(layer.dilation, 1)
+        self.is_flat = isinstance(layer, nn.Conv1d)
         is_plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        self._padding = _both(layer.padding, 0) if is_plain else [0, 0]  # type: ignore[arg-type]
+        padding = _both(layer.padding, 0) if is_plain else (0, 0)  # type: ignore[arg-type]
+        self.geometry = Geometry(
+            _both(layer.kernel_size, 1), _both(layer.stride, 1), padding, _both(layer.dilation, 1), layer.groups
+        )
         self._padded_before = None if is_plain else list(layer._reversed_padding_repeated_twice)
         self._padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
 
     def forward(self, inputs: Tensor) -> Tensor:
         """See the class."""
-        flat = inputs.unsqueeze(2) if self._is_flat else inputs
+        flat = inputs.unsqueeze(2) if self.is_flat else inputs
         output = folded(self.wide(widened(flat, self._nodes)), self._nodes)
-        return output.squeeze(2) if self._is_flat else output
+        return output.squeeze(2) if self.is_flat else output
 
     def wide(self, inputs: Tensor) -> Tensor:
         """[B, N * C, H, W] -> [B, N * O, H', W']."""
         if self._padded_before is not None:
-            inputs = _padded(inputs, self._padded_before, self._padding_mode, self._is_flat)
+            inputs = _padded(inputs, self._padded_before, self._padding_mode, self.is_flat)
         bias = self._value("bias")
-        output = functional.conv2d(
-            inputs,
-            self._kernel(),
-            None if bias is None else bias.reshape(-1),
-            self._stride,
-            self._padding,
-            self._dilation,
-            self._nodes * self._groups,
-        )
+        flat = None if bias is None else bias.reshape(-1)
+        output = self.geometry.convolved(inputs, self._kernel(), flat, self._nodes)
         # Of one channel torch cannot tell the order, and pools are slow in the other one.
         return self._remember(inputs, output.contiguous(memory_format=torch.channels_last))
 
@@ -61,20 +58,53 @@ class StackedConvolution(RecordwiseLayer):
     def derivative(self, backprops: Tensor) -> Tensor:
         """By what went in, from that by what came out: [B, N * O, H', W'] -> [B, N * C, H, W]."""
         inputs, kernel = (values.to(backprops.dtype) for values in (self._seen(), self._kernel()))
-        found, _ = self._backward(backprops, inputs, kernel, self._nodes * self._groups, by_input=True)
-        return found
+        return self.geometry.by_inputs(backprops, inputs, kernel, self._nodes)
+
+    def of_nodes(self, nodes: list[int]) -> tuple[Tensor, Tensor | None]:
+        """Some nodes' kernels [n * O, C / groups, kh, kw], and their biases [n * O]."""
+        weight, bias = (self._of_nodes(name, nodes) for name in ("weight", "bias"))
+        assert weight is not None
+        return weight, bias
+
+    def _of_nodes(self, name: str, nodes: list[int]) -> Tensor | None:
+        value = self._value(name)
+        if value is None:
+            return None
+        return value[nodes[0]] if len(nodes) == 1 else value[nodes].flatten(0, 1)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Values of each trained parameter."""
+        return {name: values[0].numel() for name, values in self._values.items()}
+
+    def shaped(self, name: str, gradients: Tensor) -> Tensor:
+        """A parameter's gradients [N, P], the kernel's as `record_gradients` orders them, in the parameter's shape."""
+        if name == "weight":
+            gradients = in_order(self.geometry, gradients, self.of_nodes([0])[0])
+        return gradients.view(self._sums[name].shape)
+
+    def put(self, sums: Mapping[str, Mapping[int, Tensor]]) -> None:
+        """Add sums over records that were computed elsewhere: by the name of a parameter, then by node, [*shape]."""
+        if not all(len(sums.get(name, ())) == self._nodes for name in self.trained):
+            self.settle()
+        is_cleared = self._bound.are_cleared
+        for name, of_nodes in sums.items():
+            for node, total in of_nodes.items():
+                row = self._sums[name][node]
+                (row.copy_ if is_cleared else row.add_)(total)
+        self._bound.are_cleared = False
 
     def _kernel(self) -> Tensor:
         """[N * O, C / groups, kh, kw]."""
         weight = self._value("weight")
         assert weight is not None
-        kernel = weight.unsqueeze(3) if self._is_flat else weight  # [N, O, C / groups, kh, kw]
+        kernel = weight.unsqueeze(3) if self.is_flat else weight  # [N, O, C / groups, kh, kw]
         return kernel.reshape(-1, *kernel.shape[2:])
 
     def _gradients(self, inputs: Tensor, backprops: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if "weight" in self._values:
-            by_windows = self._groups == 1 and self._kernel()[0].numel() <= _FEW
+            by_windows = self.geometry.groups == 1 and self._kernel()[0].numel() <= _FEW
             found["weight"] = (self._by_windows if by_windows else self._by_records)(inputs, backprops)
         if "bias" in self._values:
             found["bias"] = position_sums(backprops, self._nodes)
@@ -96,12 +126,11 @@ class StackedConvolution(RecordwiseLayer):
 
     def _windows(self, inputs: Tensor) -> Tensor:
         """[B, N * C, H, W] -> [B, N, C * kh * kw, H' * W']; torch's unfold is slower."""
-        vertical, horizontal = self._padding
+        vertical, horizontal = self.geometry.padding
         planes = functional.pad(inputs.contiguous(), (horizontal, horizontal, vertical, vertical))
-        for dimension, length in ((2, self._kernel().shape[2]), (3, self._kernel().shape[3])):
-            at = dimension - 2  # in stride and dilation
-            span = (length - 1) * self._dilation[at] + 1
-            planes = planes.unfold(dimension, span, self._stride[at])[..., :: self._dilation[at]]
+        moves = zip((2, 3), self.geometry.spans, self.geometry.stride, self.geometry.dilation, strict=True)
+        for dimension, span, stride, dilation in moves:
+            planes = planes.unfold(dimension, span, stride)[..., ::dilation]
         windows = planes.permute(0, 1, 4, 5, 2, 3).contiguous()  # [B, N * C, kh, kw, H', W']
         return windows.view(len(inputs), self._nodes, -1, windows.shape[4] * windows.shape[5])
 
@@ -116,27 +145,7 @@ class StackedConvolution(RecordwiseLayer):
         kernel = self._kernel()
         if units != self._nodes:
             kernel = kernel.new_empty(1).expand(units * kernel.shape[0] // self._nodes, *kernel.shape[1:])
-        _, gradient = self._backward(backprops, inputs, kernel, units * self._groups, by_input=False)
-        return gradient.contiguous()
-
-    def _backward(
-        self, backprops: Tensor, inputs: Tensor, kernel: Tensor, groups: int, by_input: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The derivative by what went in, or else by the kernel; the other is no tensor."""
-        by_inputs, by_kernel, _ = torch.ops.aten.convolution_backward(
-            backprops,
-            inputs,
-            kernel,
-            None,
-            self._stride,
-            self._padding,
-            self._dilation,
-            False,
-            [0, 0],
-            groups,
-            [by_input, not by_input, False],
-        )
-        return by_inputs, by_kernel
+        return self.geometry.by_kernel(backprops, inputs, kernel, units).contiguous()
 
     def _weighted(self, backprops: Tensor, weights: Tensor) -> Tensor:
         return weighted_channels(backprops, weights)
@@ -153,9 +162,9 @@ def folded(inputs: Tensor, nodes: int) -> Tensor:
     return inputs.contiguous().view(len(inputs) * nodes, -1, *inputs.shape[2:])
 
 
-def _both(numbers: tuple[int, ...], before: int) -> list[int]:
+def _both(numbers: tuple[int, ...], before: int) -> tuple[int, int]:
     """Of a layer's numbers those of two dimensions."""
-    return [before] * (2 - len(numbers)) + list(numbers)
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else (before, numbers[0])
 
 
 def _padded(inputs: Tensor, around: list[int], mode: str, is_flat: bool) -> Tensor:

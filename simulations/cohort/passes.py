@@ -33,7 +33,8 @@ def passed(model: CohortModel, batch: Batch, precision: Precision = "float32") -
 def _by_hand(model: CohortModel, batch: Batch, precision: Precision) -> tuple[Tensor, Found]:
     assert isinstance(model.stacked, Chain)
     assert model.first_trained is not None
-    tape = Tape(list(model.stacked.stages), model.first_trained, nodes=batch.shares.shape[1])
+    by_record = model.plan.privacy.record_clip_norm is not None
+    tape = Tape(list(model.stacked.stages), model.first_trained, batch.shares != 0, by_record=by_record)
     with torch.no_grad():
         with _multiplying(model, precision):
             outputs = tape.forward(batch.inputs)
@@ -60,7 +61,7 @@ def _by_torch(model: CohortModel, batch: Batch, precision: Precision) -> tuple[T
     gave = [layer.output for layer in layers if layer.output is not None]
     summed = torch.dot(losses, batch.shares.flatten().to(losses.dtype))  # see losses.py
     backprops = torch.autograd.grad(summed, gave, allow_unused=True)
-    found = [(layer, part) for layer, part in zip(layers, backprops, strict=True) if part is not None]
+    found: Found = [(layer, part) for layer, part in zip(layers, backprops, strict=True) if part is not None]
     return losses.detach().view(batch.shares.shape), found
 
 

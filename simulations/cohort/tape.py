@@ -3,6 +3,7 @@
 The layers that cost most know their derivative (linear, convolution), and so do the modules that stand between them
 most often; whatever else a chain holds is differentiated by torch, alone. Values lie as each stage takes them fastest:
 folded [B * N, ...], wide [B, N * C, H, W] (see convolution.py), or by node [N, B, F]: the same numbers in other orders.
+On a processor the convolutional part of a chain is one step of the tape (trunk.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 
 from .chain import CHANNELWISE, ELEMENTWISE, PLANE
 from .convolution import StackedConvolution, folded, widened
+from .kernel_gradients import KernelGradients
 from .layers import StackedGroupNorm, StackedLinear
+from .modules import BY_HAND, Back, differentiated
 from .stacked import StackedLayer
+from .trunk import Trunk, trunk_end
 
-# From derivatives by what a stage gave to those by what it took; None where nobody asks for them.
-Back = Callable[[Tensor], Tensor | None]
-Found = list[tuple[StackedLayer, Tensor]]
+Found = list[tuple[StackedLayer | KernelGradients, Tensor]]
 
 
 class Layout(Enum):
@@ -31,12 +33,18 @@ class Layout(Enum):
 
 
 class Tape:
-    """One pass. `first`: the place of the first trained stage; by what went into it no derivative is computed."""
+    """One pass of a batch, of which `real` [B, N] says what is more than filling.
 
-    def __init__(self, stages: Sequence[nn.Module], first: int, nodes: int) -> None:
+    `first`: the place of the first trained stage; by what went into it no derivative is computed. `by_record`: whether
+    the records' gradients will be weighted.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], first: int, real: Tensor, *, by_record: bool) -> None:
         self._stages = stages
         self._first = first
-        self._nodes = nodes
+        self._real = real
+        self._nodes = real.shape[1]
+        self._by_record = by_record
         self._backs: list[tuple[torch.dtype, Back]] = []
         self._found: Found = []
         self.ends_by_node = False
@@ -44,7 +52,14 @@ class Tape:
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, N, ...] -> [B * N, ...], or [N, B, F] where it `ends_by_node`; call it where torch records nothing."""
         values, layout, begun = self._begun(inputs)
+        ended = begun
         for place, stage in enumerate(self._stages[begun:], start=begun):
+            if place < ended:
+                continue
+            ended = trunk_end(self._stages, place, values) if layout is Layout.FOLDED else place
+            if place < ended:
+                values, layout = self._through_trunk(values, place, ended)
+                continue
             wanted = _wanted(stage, values, layout)
             values, layout = self._laid(values, layout, wanted), wanted
             values = self._through(stage, values, layout, place > self._first)
@@ -83,12 +98,27 @@ class Tape:
         self._backs.append((values.dtype, lambda derivatives: undo(derivatives, self._nodes)))
         return change(values, self._nodes)
 
+    def _through_trunk(self, values: Tensor, start: int, end: int) -> tuple[Tensor, Layout]:
+        """[B * N, C, H, W] -> [N, B, F], or [B * N, ...] where a plane comes out."""
+        trunk = Trunk(self._stages[start:end], self._real, is_continued=start > self._first, by_record=self._by_record)
+        output = trunk.forward(values.view(-1, self._nodes, *values.shape[1:]))
+        is_flat = output.dim() == 3
+
+        def back(derivatives: Tensor) -> Tensor | None:
+            by_node = derivatives if is_flat else derivatives.view(-1, self._nodes, *output.shape[2:]).transpose(0, 1)
+            found = trunk.back(by_node)
+            self._found += [(gradients, derivatives) for gradients in trunk.found]
+            return None if found is None else found.flatten(0, 1)
+
+        self._backs.append((output.dtype, back))
+        return (output, Layout.BY_NODE) if is_flat else (output.transpose(0, 1).flatten(0, 1), Layout.FOLDED)
+
     def _through(self, stage: Any, values: Tensor, layout: Layout, is_continued: bool) -> Tensor:
         if isinstance(stage, StackedLinear) and layout is Layout.BY_NODE:
             return self._layer(stage, stage.by_node(values), is_continued)
         if isinstance(stage, StackedConvolution) and layout is Layout.WIDE and stage.knows_derivative:
             return self._layer(stage, stage.wide(values), is_continued)
-        by_hand = _BY_HAND.get(type(stage))
+        by_hand = BY_HAND.get(type(stage))
         if by_hand is None:
             return self._by_torch(stage, values, layout, is_continued)
         output, back = by_hand(stage, values)
@@ -130,10 +160,7 @@ def _derived(
     wanted = [tensor for tensor in (taken, gave) if tensor is not None and tensor.requires_grad]
     if not wanted or not output.requires_grad:
         return None, None
-    # By a product: torch imports sympy where it is told `grad_outputs`.
-    with torch.enable_grad():
-        product = torch.dot(output.flatten(), derivatives.flatten())
-    parts = list(torch.autograd.grad(product, wanted, allow_unused=True))
+    parts = differentiated(output, derivatives, wanted)
     by_input = parts.pop(0) if taken.requires_grad else None
     return by_input, parts[0] if parts else None
 
@@ -153,33 +180,6 @@ def _takes_wide(stage: nn.Module, layout: Layout) -> bool:
     return layout is Layout.WIDE and isinstance(stage, StackedConvolution | StackedGroupNorm)
 
 
-def _relu(module: nn.ReLU, values: Tensor) -> tuple[Tensor, Back]:
-    output = values.relu()
-    return output, lambda derivatives: torch.ops.aten.threshold_backward(derivatives, output, 0)
-
-
-def _max_pool(module: nn.MaxPool2d, values: Tensor) -> tuple[Tensor, Back]:
-    stride = module.stride if module.stride is not None else module.kernel_size
-    around = [_pair(number) for number in (module.kernel_size, stride, module.padding, module.dilation)]
-    output, places = torch.ops.aten.max_pool2d_with_indices(values, *around, module.ceil_mode)
-
-    def back(derivatives: Tensor) -> Tensor:
-        found: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
-            derivatives, values, *around, module.ceil_mode, places
-        )
-        return found
-
-    return output, back
-
-
-def _reshaped(module: nn.Module, values: Tensor) -> tuple[Tensor, Back]:
-    return module(values), lambda derivatives: derivatives.reshape(values.shape)
-
-
-def _pair(number: int | tuple[int, ...]) -> list[int]:
-    return [number, number] if isinstance(number, int) else list(number)
-
-
 def _by_node(values: Tensor, nodes: int) -> Tensor:
     """[B * N, F] -> [N, B, F]."""
     return values.reshape(-1, nodes, values.shape[1]).transpose(0, 1)
@@ -195,11 +195,4 @@ Change = Callable[[Tensor, int], Tensor]
 _CHANGES: dict[Layout, tuple[Change, Change]] = {  # into folded, and out of it
     Layout.WIDE: (folded, widened),
     Layout.BY_NODE: (_from_nodes, _by_node),
-}
-_BY_HAND: dict[type[nn.Module], Callable[[Any, Tensor], tuple[Tensor, Back]]] = {
-    nn.ReLU: _relu,
-    nn.MaxPool2d: _max_pool,
-    nn.Flatten: _reshaped,
-    nn.Unflatten: _reshaped,
-    nn.Identity: _reshaped,
 }
