@@ -11,9 +11,14 @@ import numpy as np
 from ..privacy.plan import Plan
 
 
+def asked_of(plan: Plan, eligible: int) -> int:
+    """How many of so many eligible nodes a round asks."""
+    return min(eligible, max(plan.aggregation.min_nodes, math.ceil(plan.aggregation.fraction * eligible)))
+
+
 def choose_cohort(eligible: Sequence[str], plan: Plan, round_number: int) -> list[str]:
     """`fraction` of the eligible nodes, at least `min-nodes`, by the plan's seed and the round; in order of name."""
-    wanted = max(plan.aggregation.min_nodes, math.ceil(plan.aggregation.fraction * len(eligible)))
+    wanted = asked_of(plan, len(eligible))
     if wanted >= len(eligible):
         return sorted(eligible)
     chance = random.Random(f"privet/cohort/{plan.run.seed}/{round_number}")

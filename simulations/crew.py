@@ -76,8 +76,11 @@ class Crew:
 
     @property
     def most_open(self) -> int:
-        """How many open orders keep everybody at work; with more, only more would be lost with this process."""
-        return _AHEAD * len(self._workers) + 1
+        """How many open orders keep everybody at work, also while the oldest one is waited for.
+
+        With more, only more would be lost with this process.
+        """
+        return (_AHEAD + 1) * len(self._workers) + (2 if self._workers else 1)
 
     def give(self, order: Order) -> int:
         """An order, which somebody carries out; gives the ticket for its result."""

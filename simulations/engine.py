@@ -16,6 +16,7 @@ import torch
 from ..privacy.errors import UsageError
 from ..privacy.plan import Plan
 from ..privacy.submission import Submission
+from ..server.cohort import asked_of
 from .cohort.check import checked_model
 from .cohort.model import CohortModel
 from .cohort.passes import Precision
@@ -69,7 +70,7 @@ class Engine:
             if asked == "cohort" or precision != "float32":
                 raise
             return cls("sequential", error.layer.partition("\n")[0])
-        ordered = min(nodes_at_once(model.size, device), len(world.shares))
+        ordered = nodes_at_once(model.size, device, asked_of(submission.plan, len(world.shares)))
         # An update must not depend on who trains beside it where whole nodes are hidden: server/central.py, rule 2.
         at_once = 1 if submission.plan.privacy.is_central else ordered
         why = f"{at_once} node{'s' if at_once > 1 else ''} at once"

@@ -7,6 +7,7 @@ A group is trained hastily: whether all that it met was finite is looked at when
 more from the start, with the same draws, node by node, and without the records that are not finite.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,20 +22,24 @@ from .passes import Precision
 from .steps import Steps
 from .sums import CohortSums
 
-# Parameters of a batch, and nodes in it, beyond which nothing is gained (measured, clipping or not: 5 nodes of 50,000
-# to 200,000 parameters, 1 of 800,000 and more). A GPU wants as much at once as its memory holds: 512 MB of them.
-_CPU_VALUES, _CPU_NODES = 2**20, 5
+# Parameters of a batch, and nodes in it, beyond which nothing is gained (measured, clipping or not: 10 nodes of up to
+# 100,000 parameters, 1 of 800,000 and more). A GPU wants as much at once as its memory holds: 512 MB of them.
+_CPU_VALUES, _CPU_NODES = 2**20, 10
 _GPU_VALUES, _GPU_NODES = 2**27, 256
+# Processes should find a few groups to share; but with fewer nodes than this in a group they would have more work.
+_GROUPS, _FEWEST = 4, 5
 
 
-def nodes_at_once(size: int, device: torch.device) -> int:
-    """How many nodes of a model of `size` parameters are trained in one batch.
+def nodes_at_once(size: int, device: torch.device, asked: int) -> int:
+    """How many nodes of a model of `size` parameters are trained in one batch, where so many are `asked` in a round.
 
-    >>> nodes_at_once(50_890, torch.device("cpu")), nodes_at_once(1_600_000, torch.device("cpu"))
-    (5, 1)
+    >>> [nodes_at_once(50_890, torch.device("cpu"), asked) for asked in (10, 12, 20, 100)]
+    [5, 4, 5, 10]
     """
-    values, nodes = (_CPU_VALUES, _CPU_NODES) if device.type == "cpu" else (_GPU_VALUES, _GPU_NODES)
-    return min(nodes, max(1, values // size))
+    if device.type != "cpu":
+        return min(_GPU_NODES, max(1, _GPU_VALUES // size))
+    most = min(_CPU_NODES, max(1, _CPU_VALUES // size), max(_FEWEST, math.ceil(asked / _GROUPS)))
+    return math.ceil(asked / math.ceil(asked / most))  # groups alike
 
 
 def groups_of(sizes: Sequence[int], at_once: int) -> list[list[int]]:
@@ -68,7 +73,7 @@ class CohortUpdate:
 
 
 class CohortTrainer:
-    """Trains the nodes of one submission. `at_once`: how many share a batch, by default as `nodes_at_once` says.
+    """Trains groups of nodes of one submission.
 
     `precision`: of the products in a pass (passes.py). Parameters are float32, and a claim is the same in either.
     """
@@ -77,7 +82,6 @@ class CohortTrainer:
         self,
         model: CohortModel,
         submission: Submission,
-        at_once: int | None = None,
         precision: Precision = "float32",
     ) -> None:
         if (submission.records_claim is None) != (submission.plan.privacy.record_clip_norm is None):
@@ -86,7 +90,6 @@ class CohortTrainer:
         self._submission = submission
         self._plan = submission.plan
         self._claim = submission.records_claim
-        self.at_once = at_once or nodes_at_once(model.size, model.device)
         self._sums = CohortSums(model, submission.plan.privacy.record_clip_norm, precision)
 
     def train_together(

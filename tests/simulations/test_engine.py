@@ -297,7 +297,7 @@ def test_killed_in_a_group_spends_what_had_begun_and_no_more(make_plan: Make, tm
     with pytest.raises(_Cut):
         scenario.run(lambda view: None)
     lost = [name for name in scenario.nodes if scenario.standing(name).attempts]
-    assert len(lost) == scenario.engine.at_once == 5
+    assert len(lost) == scenario.engine.at_once == 4
     scenario.close()
     cut.clear()
     again = Scenario(scenario.plan, scenario.submission, scenario.folder, scenario.world, CPU, engine="cohort")

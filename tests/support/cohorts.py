@@ -14,7 +14,7 @@ from privet.privacy.parameters import Parameters
 from privet.privacy.submission import Submission
 from privet.simulations.cohort.batches import Member
 from privet.simulations.cohort.check import checked_model
-from privet.simulations.cohort.trainer import CohortTrainer, CohortUpdate, groups_of
+from privet.simulations.cohort.trainer import CohortTrainer, CohortUpdate, groups_of, nodes_at_once
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -127,12 +127,15 @@ def together(
     """Every share trained in its group, as the engine groups them; `draws` make each node's randomness anew."""
     model = checked_model(task, submission.plan, CPU)
     members = [Member(records, len(s) + 1, draw, s) for s, draw in zip(shares, draws, strict=True)]
-    return grouped(CohortTrainer(model, submission, at_once), model.initial, members)
+    return grouped(CohortTrainer(model, submission), model.initial, members, at_once)
 
 
-def grouped(trainer: CohortTrainer, parameters: Parameters, members: Sequence[Member]) -> CohortUpdate:
-    """The updates of all groups in the members' order."""
-    groups = groups_of([len(member) for member in members], trainer.at_once)
+def grouped(
+    trainer: CohortTrainer, parameters: Parameters, members: Sequence[Member], at_once: int | None = None
+) -> CohortUpdate:
+    """The updates of all groups in the members' order; without a number as many share a batch as in a simulation."""
+    asked = at_once or nodes_at_once(sum(array.size for array in parameters.values()), CPU, len(members))
+    groups = groups_of([len(member) for member in members], asked)
     updates = [trainer.train_together(parameters, [members[place] for place in group]) for group in groups]
     places = torch.tensor([place for group in groups for place in group]).argsort()
     taken_out = [count for update in updates for count in update.taken_out]
