@@ -108,7 +108,10 @@ def _finished_reply(asked: Asked, results: Iterator[Carried], bare: "_Bare | Non
 
 
 class _Bare:
-    """Contents of replies whose updates do not travel; those that say the same are one object, as of requests."""
+    """Contents of replies whose updates do not travel; those that say the same are one object, as of requests.
+
+    So nobody writes into one: who adds to a reply makes it anew first (`restated` in server/gathered.py).
+    """
 
     def __init__(self) -> None:
         self._by_size: dict[int, RecordDict] = {}

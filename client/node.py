@@ -56,7 +56,7 @@ class Request:
     certificates: bytes = b""
     cohort: bytes = b""
     clip_norm: float | None = field(default=None, kw_only=True)
-    _attempts: list[tuple[Submission, Attempt]] = field(default_factory=list, init=False, repr=False)
+    _attempts: list[tuple[Submission, Attempt]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def attempt_of(self, submission: Submission) -> Attempt:
         """What is to begin once. Of a request that several nodes of one process share, it is hashed once."""

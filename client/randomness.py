@@ -5,8 +5,8 @@ no seed is accepted. In a simulation: a keystream and torch's generator from a s
 knows the seed can take the noise away, so its results carry `noise_seeded: true`. For runs without privacy sampling is
 seeded everywhere, so that a deployment and a simulation give the same model.
 
-Not promised: noise is a rounded double, not a discrete distribution; floating-point attacks (Mironov 2012) are out of
-scope.
+Not promised: noise is a rounded double (seeded: a single), not a discrete distribution; floating-point attacks
+(Mironov 2012) are out of scope.
 """
 
 import hashlib
@@ -156,7 +156,8 @@ class SeededRandomness:
 def normals_of(bits: NDArray[np.uint32], stddev: float, out: NDArray[np.float32]) -> None:
     """Make normal numbers [count] of twice as many random integers as pairs of them; `bits` is used up.
 
-    Box and Muller 1958. A uniform is one of 2^32, rounded to 24 bits, and never 0: the tail ends at 6.6 deviations.
+    Box and Muller 1958. A uniform is one of 2^31 odd numbers, rounded to 24 bits: the tail ends at 6.6 deviations. On
+    another kind of processor the last bits may be others.
     """
     pairs = len(bits) // 2
     np.bitwise_or(bits[:pairs], 1, out=bits[:pairs])

@@ -153,7 +153,10 @@ class CohortWork:
             return {"failed": f"{type(error).__name__}: {error}"[:_REASON_LENGTH]}
 
     def _lying(self, rows: Sequence[int]) -> torch.Tensor | None:
-        """Rows in which nodes can be trained where the updates are to lie: those of a CPU, side by side."""
+        """Rows in which nodes can be trained where the updates are to lie: those of a CPU, side by side.
+
+        What is half done there when the task fails is no answer: nothing names it, and an answer is found by its hash.
+        """
         is_side_by_side = list(rows) == list(range(rows[0], rows[0] + len(rows)))
         return (
             self._rows[rows[0] : rows[0] + len(rows)] if is_side_by_side and self._model.device.type == "cpu" else None

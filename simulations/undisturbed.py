@@ -60,5 +60,6 @@ def often_undisturbed() -> Iterator[None]:
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is patient:
+        # A generator that was left in the middle may be closed elsewhere, or late.
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is patient:
             signal.signal(signal.SIGINT, before)

@@ -6,6 +6,7 @@ autograd keeps of every small step. Any other loss is differentiated by torch.
 """
 
 from collections.abc import Callable
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -21,7 +22,13 @@ Losses = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 _aten: Any = torch.ops.aten  # knows no types
 _EACH, _IGNORED = 0, -100  # no mean and no sum; the target that torch leaves out
-_WORDS = frozenset(("torch", "nn", "functional", "F", "cross_entropy"))
+_WORDS: dict[str, object] = {
+    "torch": torch,
+    "nn": torch.nn,
+    "functional": functional,
+    "F": functional,
+    "cross_entropy": functional.cross_entropy,
+}
 _PLAIN = {"weight": None, "size_average": None, "ignore_index": _IGNORED, "reduce": None, "label_smoothing": 0.0}
 
 
@@ -62,8 +69,14 @@ def is_cross_entropy(loss: Callable[[Tensor, Tensor], Tensor]) -> bool:
 
 def _names_nothing_else(loss: Callable[[Tensor, Tensor], Tensor]) -> bool:
     """Whether its code can depend on nothing but what it is given: it might compute something else at another time."""
-    code = getattr(getattr(loss, "__func__", loss), "__code__", None)
-    return code is not None and not code.co_freevars and _WORDS.issuperset(code.co_names)
+    function = getattr(loss, "__func__", loss)
+    if not isinstance(function, FunctionType) or function.__defaults__ or function.__kwdefaults__:
+        return False
+    code = function.__code__
+    holds_code = any(isinstance(constant, CodeType) for constant in code.co_consts)
+    if code.co_freevars or holds_code or not _WORDS.keys() >= set(code.co_names):
+        return False
+    return all(function.__globals__.get(name, _WORDS[name]) is _WORDS[name] for name in code.co_names)
 
 
 def _by_torch(task: Task) -> Losses:

@@ -2,7 +2,7 @@
 
 A unit's values lie wide (see convolution.py). They stay near from one stage to the next, and little of what fills short
 batches is convolved (of five batches of twenty, drawn by chance, a fifth would be). What a later pool drops at the edge
-of a plane is not computed either: it has no part in the outputs, and a finite one has none in the gradients.
+of a plane is not computed either, where it is finite: it has no part in the outputs, nor in the gradients.
 
 A kernel's gradients are taken on the way back, while a unit's values are near: the sums over a node's records, or where
 they are clipped, each record's own. Which nodes form a unit follows from how many records each has drawn.
@@ -71,8 +71,7 @@ class Trunk:
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, N, C, H, W] -> [N, B, ...], zeros where a batch is filled."""
         self._taken = inputs.shape
-        height, width = used(self._stages, (inputs.shape[3], inputs.shape[4]))
-        planes = inputs[..., :height, :width]
+        planes = self._cropped(inputs)
         outputs = [self._passed(unit, _widened(planes[: unit.longest], unit)) for unit in self._units]
         _, channels, *plane = outputs[0].shape
         shape = inputs.shape[1], len(inputs), channels // len(self._units[0].nodes), *plane
@@ -83,6 +82,12 @@ class Trunk:
                 whole[node, unit.longest :].zero_()
         self._given = whole.shape
         return whole.flatten(2) if self._is_flattened else whole
+
+    def _cropped(self, inputs: Tensor) -> Tensor:
+        """What has a part in the outputs; all, where something else is not finite: that shows in the gradients."""
+        height, width = used(self._stages, (inputs.shape[3], inputs.shape[4]))
+        dropped = inputs[..., height:, :].sum() + inputs[..., width:].sum()
+        return inputs[..., :height, :width] if bool(torch.isfinite(dropped)) else inputs
 
     def back(self, derivatives: Tensor) -> Tensor | None:
         """From derivatives by the outputs [N, B, ...] to those by the inputs, [B, N, C, H, W]."""

@@ -107,3 +107,31 @@ def test_another_thread_is_let_be() -> None:
         thread.start()
         thread.join()
     assert failed == []
+
+
+def test_what_is_left_in_another_thread_ends_there_without_an_error() -> None:
+    """A generator in the middle of many steps, closed by whoever drops it."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def steps() -> Iterator[int]:
+        with often_undisturbed():
+            yield 1
+
+    under_way, failed = steps(), list[BaseException]()
+    next(under_way)
+
+    def close() -> None:
+        try:
+            under_way.close()
+        except BaseException as error:
+            failed.append(error)
+
+    try:
+        thread = threading.Thread(target=close)
+        thread.start()
+        thread.join()
+        assert failed == []
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,6 +1,8 @@
 """Losses and their derivatives by hand are those of the task's own loss."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -38,6 +40,32 @@ OTHERS: dict[str, Loss] = {
     "counts": lambda o, t: COUNTED.append(1) or plain(o, t),  # type: ignore[func-returns-value]
     "constant": lambda o, t: torch.zeros(len(t)),
 }
+
+
+class F:
+    """What a task's own `F` might be."""
+
+    smoothing: ClassVar[list[float]] = [0.0]
+
+    @staticmethod
+    def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=F.smoothing[0])
+
+
+def nested(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (lambda o, t: functional.cross_entropy(o, t, reduction="none"))(outputs, targets)
+
+
+def changeable(outputs: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+    return functional.cross_entropy(outputs, targets, reduction=reduction)
+
+
+def test_what_may_become_another_loss_later_is_not_taken_for_cross_entropy() -> None:
+    """Each of them calls torch's cross-entropy and nothing else, now."""
+    assert not is_cross_entropy(lambda o, t: F.cross_entropy(o, t))
+    assert not is_cross_entropy(nested)
+    assert not is_cross_entropy(changeable)
+    assert not is_cross_entropy(partial(functional.cross_entropy, reduction="none"))
 
 
 def task_of(loss: Loss) -> Task:

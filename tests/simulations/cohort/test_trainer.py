@@ -328,3 +328,17 @@ def test_freed_memory_is_kept_where_the_library_can_be_asked() -> None:
     asked = "from privet.simulations.cohort.memory import keep_memory; print(keep_memory())"
     answer = subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True).stdout.strip()
     assert answer == str(hasattr(ctypes.CDLL(None), "gnu_get_libc_version"))
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_infinite_value_that_a_pool_drops_is_found_as_by_a_node_alone(make_submission: Make, private: bool) -> None:
+    """In the last row, which no window of the pool reaches."""
+    layers = lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4))  # noqa: E731
+    task = AnyTask(layers, (1, 9, 9))
+    records = task.records(16)
+    records.inputs[3, 0, 8, 8] = torch.inf
+    submission = make_submission("training.local-steps=2", "privacy.sampling-rate=1.0", private=private)
+    found = together(task, submission, records, shares_of([8, 8]), [partial(Quiet, n) for n in range(2)])
+    alone, _, taken_out = one_by_one(task, submission, records, shares_of([8, 8]), [Quiet(n) for n in range(2)])
+    assert list(found.taken_out) == taken_out
+    assert torch.equal(found.values.isnan(), alone.isnan())
