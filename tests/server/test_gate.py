@@ -385,12 +385,13 @@ def test_reload_under_load_loses_no_request(certificates: dict[Role, bytes], tmp
         async def find(_: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
             return grpc.unary_unary_rpc_method_handler(behind.unary)
 
-        replacing = asyncio.create_task(asyncio.to_thread(replace))
         handler = await gate.intercept_service(find, _Details("/privet.v1.Control/Runs"))
         auditor = certificates[Role.AUDITOR]
-        answers = await asyncio.gather(*(handler.unary_unary(RUN, Call(auditor)) for _ in range(calls)))
+        first = await handler.unary_unary(RUN, Call(auditor))  # with a whole file, whose rules hold on from here
+        replacing = asyncio.create_task(asyncio.to_thread(replace))
+        answers = await asyncio.gather(*(handler.unary_unary(RUN, Call(auditor)) for _ in range(calls - 1)))
         is_over.set()
-        return answers, await replacing
+        return [first, *answers], await replacing
 
     answers, replaced = asyncio.run(story())
     assert (answers, len(behind.served)) == ([RUN] * calls, calls)
