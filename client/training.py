@@ -29,7 +29,7 @@ from .randomness import Randomness
 from .tasks.protocol import Records, Source, Task, resolved_options
 
 # Records in a pass without gradients: what a convolution gives of so many still fits a cache, or memory that is kept.
-_EVALUATED_AT_ONCE = 256
+EVALUATED_AT_ONCE = 256
 
 
 class TrainableModel:
@@ -203,7 +203,7 @@ def scored(trainable: TrainableModel, records: Records) -> dict[str, float]:
 def _passes(trainable: TrainableModel, records: Records) -> Iterator[tuple[Records, Tensor]]:
     """Some records after the other, with what the model makes of them; without gradients."""
     trainable.model.eval()
-    for chunk in records.chunks(_EVALUATED_AT_ONCE):
+    for chunk in records.chunks(EVALUATED_AT_ONCE):
         with torch.no_grad():
             outputs = trainable.model(chunk.inputs)
         yield chunk, outputs

@@ -133,13 +133,13 @@ class CohortWork:
             names = [member["node"] for member in order["members"]]
             corrections = self._variates.corrections(names).to(self._model.device) if self._variates else None
             start = self._parameters.to(self._model.device)
-            lying = self._lying(order["rows"])
-            trained, done = self._trained(start, members, corrections, lying)
+            place = self._in_place(order["rows"])
+            trained, done = self._trained(start, members, corrections, place)
             result: Result = {"done": done}
             if order["clip_norm"] is not None:  # whole updates are clipped, where whole nodes are hidden
                 result["within"] = clip_updates(start, trained, order["clip_norm"]).tolist()
             values = trained.cpu()
-            if trained is not lying:
+            if trained is not place:
                 for row, value in zip(order["rows"], values, strict=True):
                     self._rows[row] = value
             if self._variates is not None:
@@ -152,28 +152,27 @@ class CohortWork:
         except Exception as error:
             return {"failed": f"{type(error).__name__}: {error}"[:_REASON_LENGTH]}
 
-    def _lying(self, rows: Sequence[int]) -> torch.Tensor | None:
-        """Rows in which nodes can be trained where the updates are to lie: those of a CPU, side by side.
+    def _in_place(self, rows: Sequence[int]) -> torch.Tensor | None:
+        """Rows in which nodes can be trained where their updates are to stay: those of a CPU, side by side.
 
         What is half done there when the task fails is no answer: nothing names it, and an answer is found by its hash.
         """
-        is_side_by_side = list(rows) == list(range(rows[0], rows[0] + len(rows)))
-        return (
-            self._rows[rows[0] : rows[0] + len(rows)] if is_side_by_side and self._model.device.type == "cpu" else None
-        )
+        first, end = rows[0], rows[0] + len(rows)
+        is_fit = list(rows) == list(range(first, end)) and self._model.device.type == "cpu"
+        return self._rows[first:end] if is_fit else None
 
     def _trained(
         self,
         start: torch.Tensor,
         members: Sequence[Member],
         corrections: torch.Tensor | None,
-        lying: torch.Tensor | None,
+        place: torch.Tensor | None,
     ) -> tuple[torch.Tensor, dict[str, str]]:
         """The trained parameters [N, d] of nodes together; where whole nodes are hidden, of each alone in a model that
         was put back before: an update must not depend on who trains beside it (server/central.py, rule 2).
         """
         if self._pristine is None:
-            together = self._trainer.train_together(start, members, lying, corrections)
+            together = self._trainer.train_together(start, members, place, corrections)
             return together.values, dict(together.done)
         rows, done = [], dict[str, str]()
         for member in members:

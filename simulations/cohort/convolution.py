@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .layers import position_sums, weighted_channels
-from .places import Geometry, in_order
+from .places import Geometry, by_groups, in_order, windows_of
 from .stacked import RecordwiseLayer
 
 # Values under a kernel up to which copying the windows is cheaper than a convolution with a group for each record
@@ -111,10 +111,9 @@ class StackedConvolution(RecordwiseLayer):
         return found
 
     def _by_records(self, inputs: Tensor, backprops: Tensor) -> Tensor:
-        """The records of all nodes as groups of one convolution over a batch of one."""
+        """The records of all nodes as groups of one convolution."""
         count = len(inputs)
-        folded_inputs, folded_backprops = (t.contiguous().view(1, -1, *t.shape[2:]) for t in (inputs, backprops))
-        gradients = self._kernel_gradient(folded_inputs, folded_backprops, count * self._nodes)
+        gradients = by_groups(self.geometry, inputs, backprops, self._kernel(), count * self._nodes)
         return gradients.view(count, self._nodes, -1)
 
     def _by_windows(self, inputs: Tensor, backprops: Tensor) -> Tensor:
@@ -126,26 +125,16 @@ class StackedConvolution(RecordwiseLayer):
 
     def _windows(self, inputs: Tensor) -> Tensor:
         """[B, N * C, H, W] -> [B, N, C * kh * kw, H' * W']; torch's unfold is slower."""
-        vertical, horizontal = self.geometry.padding
-        planes = functional.pad(inputs.contiguous(), (horizontal, horizontal, vertical, vertical))
-        moves = zip((2, 3), self.geometry.spans, self.geometry.stride, self.geometry.dilation, strict=True)
-        for dimension, span, stride, dilation in moves:
-            planes = planes.unfold(dimension, span, stride)[..., ::dilation]
+        planes = windows_of(self.geometry, inputs, torch.contiguous_format)
         windows = planes.permute(0, 1, 4, 5, 2, 3).contiguous()  # [B, N * C, kh, kw, H', W']
         return windows.view(len(inputs), self._nodes, -1, windows.shape[4] * windows.shape[5])
 
     def _add_products(self, inputs: Tensor, backprops: Tensor) -> None:
         if "weight" in self._sums:
-            self._add("weight", self._kernel_gradient(inputs, backprops, self._nodes))
+            kernel = self.geometry.by_kernel(backprops, inputs, self._kernel(), self._nodes)
+            self._add("weight", kernel.contiguous())
         if "bias" in self._sums:
             self._add("bias", backprops.sum(dim=(0, 2, 3)))
-
-    def _kernel_gradient(self, inputs: Tensor, backprops: Tensor, units: int) -> Tensor:
-        """Of as many separate kernels as there are units, which share out the channels. Their values do not matter."""
-        kernel = self._kernel()
-        if units != self._nodes:
-            kernel = kernel.new_empty(1).expand(units * kernel.shape[0] // self._nodes, *kernel.shape[1:])
-        return self.geometry.by_kernel(backprops, inputs, kernel, units).contiguous()
 
     def _weighted(self, backprops: Tensor, weights: Tensor) -> Tensor:
         return weighted_channels(backprops, weights)

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from ...client.tasks.protocol import Records
+from ...client.training import EVALUATED_AT_ONCE
 from ...privacy.errors import TaskError
 from ...privacy.parameters import Parameters
 from .batches import Member, Pool
 from .model import CohortModel
-
-EVALUATED_AT_ONCE = 256  # records, as in client/training.py
 
 
 @dataclass(frozen=True, slots=True)

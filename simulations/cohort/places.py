@@ -57,7 +57,7 @@ class Geometry:
 def record_gradients(geometry: Geometry, inputs: Tensor, backprops: Tensor, kernel: Tensor, out: Tensor) -> None:
     """Each record's gradient by one node's kernel, [B, P], its numbers in the order that `in_order` undoes."""
     if not by_windows(geometry, kernel):
-        out.copy_(_by_groups(geometry, inputs, backprops, kernel))
+        out.copy_(by_groups(geometry, inputs, backprops, kernel, len(inputs)))
         return
     places = backprops.permute(0, 2, 3, 1).reshape(len(backprops), -1, backprops.shape[1])  # [B, L, O]
     at_once = max(1, _HELD // (places.shape[1] * kernel[0].numel()))
@@ -80,26 +80,25 @@ def by_windows(geometry: Geometry, kernel: Tensor) -> bool:
     return geometry.groups == 1 and kernel[0].numel() <= _FEW
 
 
-def _by_groups(geometry: Geometry, inputs: Tensor, backprops: Tensor, kernel: Tensor) -> Tensor:
-    """The records as units of one convolution over a batch of one."""
-    count = len(inputs)
+def by_groups(geometry: Geometry, inputs: Tensor, backprops: Tensor, kernel: Tensor, records: int) -> Tensor:
+    """Each record's gradient, [records, P], as units of one convolution over a batch of one: records of all nodes."""
     one_inputs, one_backprops = (tensor.contiguous().view(1, -1, *tensor.shape[2:]) for tensor in (inputs, backprops))
-    kernels = kernel.new_empty(1).expand(count * len(kernel), *kernel.shape[1:])
-    return geometry.by_kernel(one_backprops, one_inputs, kernels, count).contiguous().view(count, -1)
+    kernels = kernel.new_empty(1).expand(len(inputs) * len(kernel), *kernel.shape[1:])
+    return geometry.by_kernel(one_backprops, one_inputs, kernels, records).contiguous().view(records, -1)
 
 
 def _by_windows(geometry: Geometry, kernel: Tensor, inputs: Tensor, places: Tensor, out: Tensor) -> None:
     """Products of windows and of what came out at their places [B, L, O]."""
     count, length, channels_out = places.shape
     if kernel.shape[1] <= FEW_CHANNELS:
-        windows = _windows(geometry, inputs, torch.contiguous_format).permute(0, 1, 4, 5, 2, 3)
+        windows = windows_of(geometry, inputs, torch.contiguous_format).permute(0, 1, 4, 5, 2, 3)
         torch.bmm(windows.reshape(count, -1, length), places, out=out.view(count, -1, channels_out))
         return
-    windows = _windows(geometry, inputs, torch.channels_last).permute(0, 2, 3, 4, 5, 1)
+    windows = windows_of(geometry, inputs, torch.channels_last).permute(0, 2, 3, 4, 5, 1)
     torch.bmm(places.transpose(1, 2), windows.reshape(count, length, -1), out=out.view(count, channels_out, -1))
 
 
-def _windows(geometry: Geometry, inputs: Tensor, order: torch.memory_format) -> Tensor:
+def windows_of(geometry: Geometry, inputs: Tensor, order: torch.memory_format) -> Tensor:
     """[B, C, H', W', kh, kw], a view of padded inputs in some order of memory."""
     vertical, horizontal = geometry.padding
     planes = functional.pad(inputs, (horizontal, horizontal, vertical, vertical)).contiguous(memory_format=order)

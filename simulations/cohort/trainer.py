@@ -37,7 +37,7 @@ def nodes_at_once(size: int, device: torch.device, asked: int) -> int:
     [5, 4, 5, 10]
     """
     if device.type != "cpu":
-        return min(_GPU_NODES, max(1, _GPU_VALUES // size))
+        return min(asked, _GPU_NODES, max(1, _GPU_VALUES // size))
     most = min(_CPU_NODES, max(1, _CPU_VALUES // size), max(_FEWEST, math.ceil(asked / _GROUPS)))
     return math.ceil(asked / math.ceil(asked / most))  # groups alike
 

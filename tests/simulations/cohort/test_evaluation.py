@@ -7,7 +7,7 @@ import pytest
 from cohorts import CPU, AnyTask, shares_of
 from privet.client.randomness import SeededRandomness
 from privet.client.tasks.protocol import Partition
-from privet.client.training import LocalTrainer, TrainableModel
+from privet.client.training import EVALUATED_AT_ONCE, LocalTrainer, TrainableModel
 from privet.privacy.errors import TaskError
 from privet.privacy.submission import Submission
 from privet.simulations.cohort import evaluation
@@ -24,8 +24,8 @@ NOISED = ("evaluation.every=1", 'evaluation.metrics=["accuracy", "first"]', "eva
 def test_each_nodes_sums_are_its_own(make_submission: Make, private: bool) -> None:
     submission = make_submission(*NOISED[: 3 if private else 2], private=private)
     records, shares = (
-        TASK.records(evaluation.EVALUATED_AT_ONCE + 100),
-        shares_of([60, evaluation.EVALUATED_AT_ONCE, 40]),
+        TASK.records(EVALUATED_AT_ONCE + 100),
+        shares_of([60, EVALUATED_AT_ONCE, 40]),
     )
     trainable = TrainableModel(TASK, submission.plan, CPU)
     parameters = {name: values + 0.1 for name, values in trainable.initial.items()}
