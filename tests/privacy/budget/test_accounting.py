@@ -5,6 +5,8 @@ from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
+from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
+from dp_accounting.pld import PLDAccountant
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant, RDPAccountant
@@ -134,6 +136,25 @@ def test_opacus_agrees_on_a_mixture_of_training_and_evaluation() -> None:
     accountant = PRVAccountant()
     accountant.history = [(event.noise_multiplier, event.sampling_rate, event.count) for event in events]
     assert accountant.get_epsilon(DELTA) - 0.02 <= epsilon_of(events, DELTA) <= accountant.get_epsilon(DELTA)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (SampledGaussian(0.7, 0.2, 15),),
+        (SampledGaussian(0.7, 0.2, 300),),  # whose step is known by now
+        (SampledGaussian(3.0, 1.0, 7),),
+        (SampledGaussian(1.1, 0.05, 400), SampledGaussian(20.0, 1.0, 4)),
+    ],
+)
+def test_pld_is_to_the_bit_what_dp_accountings_own_accountant_says(events: tuple[SampledGaussian, ...]) -> None:
+    """Each party computes a charge anew: so a step that is kept between epsilons must not change any."""
+    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_GRID)
+    for event in merged(events):
+        gaussian = GaussianDpEvent(event.noise_multiplier)
+        sampled = event.sampling_rate < 1
+        accountant.compose(PoissonSampledDpEvent(event.sampling_rate, gaussian) if sampled else gaussian, event.count)
+    assert epsilon_of(events, DELTA) == accountant.get_epsilon(DELTA)
 
 
 SCHEDULES = st.builds(
