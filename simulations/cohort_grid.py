@@ -22,8 +22,9 @@ from ..privacy.channel import words
 from ..privacy.parameters import Parameters
 from .cohort.trainer import groups_of
 from .cohort_work import CohortWork
-from .crew import Crew, Order
+from .crew import Crew
 from .grid import Fault, LocalGrid
+from .order_queue import Order
 from .undisturbed import often_undisturbed, undisturbed
 
 _TOGETHER = (words.TRAIN, words.EVALUATE)

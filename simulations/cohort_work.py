@@ -37,9 +37,11 @@ from .cohort.model import CohortModel
 from .cohort.passes import Precision
 from .cohort.stacked import StackedLayer
 from .cohort.trainer import CohortTrainer
-from .crew import Order, Result
+from .crew import Result
+from .order_queue import Order
 from .shelf import Shelf
 from .variates import Variates
+from .views import executed_by
 from .world import World
 
 # Values times rows from which a sum is worth sharing out; what of them one pass takes, so that it stays in the caches.
@@ -83,7 +85,7 @@ class CohortWork:
         self._sum = torch.from_numpy(_shared(np.float64, model.size))
         self._terms = torch.empty(_TERMS_AT_ONCE, dtype=torch.float64)
         self._early: torch.Tensor | None = None
-        self._scored = torch.from_numpy(_shared(np.float32, model.size))
+        self._looked = torch.from_numpy(_shared(np.float32, model.size))
         self._loaded: Parameters | None = None
         self._records_of = _RecordsOf(world, model.device)
 
@@ -123,9 +125,8 @@ class CohortWork:
             self._add(order)
             return {}
         try:
-            if order["do"] == "score":
-                model = self._model.views(self._scored)
-                return {"scores": dict(held_out_scores(self._trainable, model, self._world.held_out))}
+            if order["do"] == "look":
+                return self._looked_at(order)
             members = [self._records_of.member(**member) for member in order["members"]]
             if order["do"] == "evaluate":
                 evaluated = evaluate(self._model, self._model.views(self._parameters), members)
@@ -151,6 +152,11 @@ class CohortWork:
             return result
         except Exception as error:
             return {"failed": f"{type(error).__name__}: {error}"[:_REASON_LENGTH]}
+
+    def _looked_at(self, order: Order) -> Result:
+        scores = held_out_scores(self._trainable, self._model.views(self._looked), self._world.held_out)
+        epsilon = executed_by(self._submission, order["attempts"], order["round"])
+        return {"scores": dict(scores), "epsilon": None if epsilon is None else str(epsilon)}
 
     def _in_place(self, rows: Sequence[int]) -> torch.Tensor | None:
         """Rows in which nodes can be trained where their updates are to stay: those of a CPU, side by side.
@@ -198,10 +204,12 @@ class CohortWork:
             answers = [replace(answer, sums={WITHIN: float(within)}) for answer, within in told]
         return [Carried(answer, done) for answer in answers]
 
-    def score_order(self, model: Parameters) -> Order:
-        """Of a model that need not be the next orders' one, the scores on what is held out. One at a time."""
-        self._scored.copy_(self._model.joined(model))
-        return {"do": "score"}
+    def look_order(self, model: Parameters, attempts: int | None, round_number: int) -> Order:
+        """Of a model that need not be the next orders' one, the scores on what is held out; and see `executed_by`. One
+        at a time.
+        """
+        self._looked.copy_(self._model.joined(model))
+        return {"do": "look", "attempts": attempts, "round": round_number}
 
     def update_in(self, row: int) -> Parameters:
         """The update in a row, where it lies."""

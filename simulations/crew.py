@@ -1,9 +1,10 @@
 """Crew: processes that share one simulation's work, this one among them. One thread each; no copy of what is large.
 
 They are forked from this process when all that they need is loaded, so that records, models and mapped memory are the
-same pages for all. What passes between them are orders and results, lines of JSON. An order gives the same result
-whoever carries it out: so results do not depend on how many processes there are, nor on who is quicker; and the orders
-of one that dies are carried out again.
+same pages for all. What passes between them are orders and results, in JSON. Orders lie in a queue, from which whoever
+is free takes the oldest: this process too, where it would only wait. An order gives the same result whoever carries it
+out: so results do not depend on how many processes there are, nor on who is quicker; and what a process was at that
+dies is carried out again.
 """
 
 import contextlib
@@ -19,18 +20,16 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from .order_queue import Order, OrderQueue
 from .undisturbed import undisturbed
 
-Order = dict[str, Any]
 Result = dict[str, Any]
 Work = Callable[[Order], Result]
 
-# Orders that a worker has before it, so that it need not wait for the next one while this process is busy.
-_AHEAD = 2
 _READ_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
 
@@ -44,11 +43,11 @@ def can_fork() -> bool:
 
 @dataclass(slots=True)
 class _Worker:
-    """A forked process: its end of a socket, and the tickets that it has before it, the oldest first."""
+    """A forked process: its end of a socket, and the ticket of what it is at, as far as it was heard."""
 
     pid: int
     socket: socket.socket
-    tickets: deque[int] = field(default_factory=deque)
+    ticket: int | None = None
     partial: bytes = b""
 
 
@@ -60,7 +59,8 @@ class Crew:
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         self._orders: dict[int, Order] = {}  # those that have no result yet
-        self._waiting: deque[int] = deque()  # of them, those that nobody has before him
+        self._queue = OrderQueue() if processes > 1 else None
+        self._waiting: deque[int] = deque()  # of the orders, those that are not in the queue, nor at anybody
         self._results: dict[int, Result] = {}
         self._given = 0
         self._is_frozen = processes > 1
@@ -80,7 +80,7 @@ class Crew:
 
         With more, only more would be lost with this process.
         """
-        return (_AHEAD + 1) * len(self._workers) + (2 if self._workers else 1)
+        return 3 * len(self._workers) + (2 if self._workers else 1)
 
     def give(self, order: Order) -> int:
         """An order, which somebody carries out; gives the ticket for its result."""
@@ -93,26 +93,27 @@ class Crew:
             return ticket
 
     def wait(self, ticket: int) -> None:
-        """Return when the result of an order is there; carries orders out meanwhile that nobody else has before him.
+        """Return when the result of an order is there; carries orders out meanwhile that nobody has taken.
 
         Ctrl-C ends the waiting and loses nothing.
         """
         if ticket not in self._orders and ticket not in self._results:
             raise ValueError("nothing was ordered, or it was taken")
         while ticket not in self._results:
-            if not self._waiting and self._workers:
-                self._selector.select()
             with undisturbed():
                 self._listen()
-                self._hand_out()
-            if ticket not in self._results and self._waiting:
-                self._carry_out(self._waiting[0])
+                own = self._next() if ticket not in self._results else None
+            if own is not None:
+                self._carry_out(own)
+            elif ticket not in self._results:
+                self._selector.select()
 
     def only_waits(self, ticket: int) -> bool:
         """Whether `wait` would do nothing here but wait."""
         with undisturbed():
             self._listen()
-            return ticket not in self._results and not self._waiting
+            has_next = self._waiting or (self._queue is not None and not self._queue.is_empty)
+            return ticket not in self._results and not has_next
 
     def take(self, ticket: int) -> Result:
         """The result of an order, once; see `wait`."""
@@ -125,6 +126,8 @@ class Crew:
             for worker in list(self._workers):
                 self._bury(worker)
             self._selector.close()
+            if self._queue is not None:
+                self._queue.close()
             if self._is_frozen:
                 gc.unfreeze()
 
@@ -137,6 +140,7 @@ class Crew:
         self.close()
 
     def _fork(self) -> None:
+        assert self._queue is not None
         ours, theirs = socket.socketpair()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # a progress bar's thread, which no child waits for
@@ -147,13 +151,22 @@ class Crew:
                 _die_with_parent()
                 for end in (ours, *(worker.socket for worker in self._workers)):
                     end.close()  # or the others' sockets would stay open when the first process is gone
-                _serve(theirs, self._work)
+                _serve(self._queue, theirs, self._work)
             finally:
                 os._exit(0)
         theirs.close()
+        ours.setblocking(False)
         worker = _Worker(pid, ours)
         self._workers.append(worker)
         self._selector.register(ours, selectors.EVENT_READ, worker)
+
+    def _next(self) -> int | None:
+        """The ticket of what this process is to carry out, if there is anything; it is among the waiting."""
+        if not self._waiting and self._queue is not None:
+            taken = self._queue.take()
+            if taken is not None:
+                self._waiting.append(taken[0])
+        return self._waiting[0] if self._waiting else None
 
     def _carry_out(self, ticket: int) -> None:
         result = self._work(self._orders[ticket])
@@ -163,55 +176,65 @@ class Crew:
             self._results[ticket] = result
 
     def _hand_out(self) -> None:
-        for ahead in range(_AHEAD):  # the last one that waits is for who is free first, which may be this process
-            for worker in list(self._workers):
-                if len(self._waiting) > ahead and len(worker.tickets) <= ahead:
-                    self._send(worker, self._waiting.popleft())
-
-    def _send(self, worker: _Worker, ticket: int) -> None:
-        worker.tickets.append(ticket)
-        try:
-            worker.socket.sendall(json.dumps([ticket, self._orders[ticket]]).encode() + b"\n")
-        except OSError:
-            self._bury(worker)
+        if self._queue is None or not self._workers:
+            return
+        while self._waiting and self._queue.put(self._waiting[0], self._orders[self._waiting[0]]):
+            self._waiting.popleft()
 
     def _listen(self) -> None:
         """Take in the results that have come."""
-        for key, _ in self._selector.select(0) if self._workers else ():
-            worker: _Worker = key.data
+        ready = self._selector.select(0) if self._workers else ()
+        gone = [key.data for key, _ in ready if not self._is_heard(key.data)]
+        for worker in gone:
+            log.warning("process %d has ended; what it was at is done again", worker.pid)
+            self._bury(worker)
+        if gone:
+            self._take_back()
+        self._hand_out()
+
+    def _is_heard(self, worker: _Worker) -> bool:
+        """Take in all that a worker has said; False where it is gone."""
+        while True:
             try:
                 content = worker.socket.recv(_READ_BYTES)
+            except BlockingIOError:
+                return True
             except OSError:
-                content = b""
+                return False
             if not content:
-                log.warning("process %d has ended; what it was at is done again", worker.pid)
-                self._bury(worker)
-                continue
+                return False
             *lines, worker.partial = (worker.partial + content).split(b"\n")
-            for ticket, result in map(json.loads, lines):
-                worker.tickets.remove(ticket)
-                del self._orders[ticket]
-                self._results[ticket] = result
+            for ticket, *results in map(json.loads, lines):
+                worker.ticket = None if results else ticket
+                if results:
+                    del self._orders[ticket]
+                    self._results[ticket] = results[0]
+
+    def _take_back(self) -> None:
+        """What nobody alive is known to be at is to be handed out, again."""
+        assert self._queue is not None
+        with self._queue.nobody_takes():  # so whoever has taken something has said so
+            for worker in self._workers:
+                self._is_heard(worker)  # who is gone by now is found so when he is listened to next
+            while self._queue.take() is not None:
+                pass
+        self._waiting = deque(sorted(self._orders.keys() - {worker.ticket for worker in self._workers}))
 
     def _bury(self, worker: _Worker) -> None:
-        """It is gone, or to go: what it had before it is anybody's again."""
+        """It is gone, or to go."""
         self._workers.remove(worker)
         self._selector.unregister(worker.socket)
         worker.socket.close()
-        self._waiting.extendleft(reversed(worker.tickets))
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):  # who ignores SIGCHLD has nobody to wait for
             os.waitpid(worker.pid, 0)
 
 
-def _serve(end: socket.socket, work: Work) -> None:
-    """A child's life: order after order, until nobody is there to give any."""
-    with end.makefile("rwb") as stream:
-        for line in stream:
-            ticket, order = json.loads(line)
-            stream.write(json.dumps([ticket, work(order)]).encode() + b"\n")
-            stream.flush()
+def _serve(queue: OrderQueue, end: socket.socket, work: Work) -> None:
+    """A child's life: it says what it takes, and what came of it, until nobody is there to give any more."""
+    for ticket, order in queue.taken(lambda ticket: end.sendall(json.dumps([ticket]).encode() + b"\n")):
+        end.sendall(json.dumps([ticket, work(order)]).encode() + b"\n")
 
 
 def _die_with_parent() -> None:

@@ -18,7 +18,6 @@ from ..client.node import Node, Workshop
 from ..client.participant import Participant
 from ..client.tasks.registry import load_task
 from ..privacy.alone import only_one
-from ..privacy.budget.charge import executed_epsilon
 from ..privacy.budget.guard import Standing
 from ..privacy.budget.own_signatures import OwnSignatures
 from ..privacy.channel.files import write_whole
@@ -52,7 +51,7 @@ from .variates import HearingGrid, Variates, corrected, settled
 from .views import RoundView, Views
 from .world import World, check_sizes
 
-# At most so many rounds get an `epsilon_executed` of their own: each is an accountant's run of some 50 ms, which is
+# At most so many rounds get an `epsilon_executed` of their own: each is an accountant's run of some 30 ms, which is
 # more than the cohort engine takes to train a small model in ten nodes.
 ROUNDS_ACCOUNTED = 20
 SHELF = "round.bin"  # in the folder of answers: those of the round that is under way
@@ -185,7 +184,17 @@ class Scenario:
     def run(self, watch: Watch, fault: Fault | None = None) -> State:
         """Carry it out, from its newest checkpoint where there is one. Writes the model."""
         self.muster()
-        onlooker = Onlooker(self.trainable, self.world, self._view_of, self.views, watch, self._work, self._crew)
+        onlooker = Onlooker(
+            self.submission,
+            self.trainable,
+            self.world,
+            self._attempts_told,
+            self._view_of,
+            self.views,
+            watch,
+            self._work,
+            self._crew,
+        )
         names = dict(enumerate(self.world.shares, start=2))  # 1 is the server
         faults = self._faults(names)
         local = self._grid(names, fault or faults, onlooker.catch_up)
@@ -349,21 +358,20 @@ class Scenario:
         section = self.plan.simulation.faults if self.plan.simulation else None
         return Faults(section, self.plan.run.seed, names, self.deeds) if section and section.is_any else None
 
-    def _view_of(self, state: State, scores: dict[str, float]) -> RoundView:
+    def _view_of(self, state: State, scores: dict[str, float], epsilon: Decimal | None) -> RoundView:
         report = state.history[-1] if state.history else None
         return RoundView(
             round=state.round,
             scores=scores,
-            epsilon_executed=self._executed(state),
+            epsilon_executed=epsilon,
             answered=report.answered if report else 0,
             released=report.metrics if report else {},
         )
 
-    def _executed(self, state: State) -> Decimal | None:
-        """The largest node's, as if every attempt asked for had begun; None without a claim, and for some rounds."""
-        plan, claim = self.submission.plan, self.submission.claim
+    def _attempts_told(self, state: State) -> int | None:
+        """The largest node's, as if all that was asked for had begun; None after rounds of which no epsilon is told."""
+        plan = self.submission.plan
         stride = -(-plan.run.rounds // ROUNDS_ACCOUNTED)
-        if claim is None or (state.round % stride and state.round != plan.run.rounds):
+        if state.round % stride and state.round != plan.run.rounds:
             return None
-        attempts = state.round if plan.privacy.is_central else max(state.participations.values(), default=0)
-        return executed_epsilon(plan, claim.noise_multiplier, attempts, state.round)
+        return state.round if plan.privacy.is_central else max(state.participations.values(), default=0)

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 
+from ..privacy.budget.charge import executed_epsilon
 from ..privacy.channel.files import append_lines
+from ..privacy.submission import Submission
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,16 @@ class RoundView:
     epsilon_executed: Decimal | None
     answered: int
     released: dict[str, float]
+
+
+def executed_by(submission: Submission, attempts: int | None, rounds: int) -> Decimal | None:
+    """What so many attempts of a node, and the evaluations of so many rounds, have cost it; see `executed_epsilon`.
+    None where nothing is to be told of any attempts, and without a claim.
+    """
+    claim = submission.claim
+    if claim is None or attempts is None:
+        return None
+    return executed_epsilon(submission.plan, claim.noise_multiplier, attempts, rounds)
 
 
 class Views:

@@ -9,7 +9,8 @@ import pytest
 from privet.client.answers import Answer
 from privet.privacy.budget.guard import Attempt
 from privet.privacy.errors import LedgerError
-from privet.simulations.crew import Crew, Order, Result
+from privet.simulations.crew import Crew, Result
+from privet.simulations.order_queue import Order
 from privet.simulations.shelf import Shelf, ShelvedAnswer, ShelvedAnswers
 
 HERE = os.getpid()
@@ -18,29 +19,74 @@ ATTEMPT = Attempt("train", 1, 1, "0" * 64)
 
 
 def squared(order: Order) -> Result:
-    """Its process is killed by an order that says so, unless it is the first."""
-    if order.get("kill") and os.getpid() != HERE:
-        os.kill(os.getpid(), signal.SIGKILL)
     return {"square": order["number"] ** 2, "by": os.getpid()}
 
 
+class Meeting:
+    """Of the first process and so many others: nobody leaves before all have come."""
+
+    def __init__(self, others: int) -> None:
+        self._come, self._gone = os.pipe(), os.pipe()
+        self._others = self._missing = others
+
+    def attend(self) -> None:
+        if os.getpid() == HERE:
+            self.wait()
+            os.write(self._gone[1], b"." * self._others)
+        else:
+            self.come()
+            os.read(self._gone[0], 1)
+
+    def come(self) -> None:
+        os.write(self._come[1], b".")
+
+    def wait(self) -> None:
+        while self._missing:
+            os.read(self._come[0], 1)
+            self._missing -= 1
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_each_order_has_its_own_result(processes: int) -> None:
-    with Crew(squared, processes) as crew:
+def test_each_order_has_its_own_result_and_all_take_part(processes: int) -> None:
+    meeting = Meeting(processes - 1)
+
+    def work(order: Order) -> Result:
+        if order["number"] < processes:
+            meeting.attend()
+        return squared(order)
+
+    with Crew(work, processes) as crew:
         assert len(crew) == processes
         tickets = [crew.give({"number": number}) for number in range(20)]
         results = [crew.take(ticket) for ticket in tickets]
     assert [result["square"] for result in results] == [number**2 for number in range(20)]
-    assert len({result["by"] for result in results}) <= processes
-    assert (processes == 1) == all(result["by"] == HERE for result in results)
+    assert len({result["by"] for result in results}) == processes
 
 
-def test_others_do_what_a_killed_process_was_at() -> None:
-    with Crew(squared, 3) as crew:
-        tickets = [crew.give({"number": number, "kill": number in (0, 1)}) for number in range(12)]
+def test_what_a_killed_process_was_at_is_done_again() -> None:
+    killed = Meeting(2)
+
+    def work(order: Order) -> Result:
+        if os.getpid() == HERE:
+            killed.wait()  # of the first three orders the others have taken one each
+            return squared(order)
+        killed.come()
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    with Crew(work, 3) as crew:
+        tickets = [crew.give({"number": number}) for number in range(12)]
         assert [crew.take(ticket)["square"] for ticket in tickets] == [number**2 for number in range(12)]
         assert len(crew) == 1
         assert crew.take(crew.give({"number": 5})) == {"square": 25, "by": HERE}
+
+
+@pytest.mark.parametrize("length", [30_000, 150_000])  # more than lie in the queue, and too long ones
+def test_orders_that_the_queue_does_not_take_are_carried_out_too(length: int) -> None:
+    with Crew(lambda order: {"length": len(order["text"]), "number": order["number"]}, 2) as crew:
+        tickets = [crew.give({"number": number, "text": "x" * length}) for number in range(40)]
+        results = [crew.take(ticket) for ticket in tickets]
+    assert results == [{"length": length, "number": number} for number in range(40)]
 
 
 def test_interrupted_order_can_be_taken_again() -> None:
@@ -61,13 +107,17 @@ def test_interrupted_order_can_be_taken_again() -> None:
 
 
 def test_processes_end_with_the_crew() -> None:
-    crew = Crew(lambda order: {"by": os.getpid()}, 2)
-    tickets = [crew.give({}) for _ in range(4)]
-    others = {crew.take(ticket)["by"] for ticket in tickets} - {HERE}
+    meeting = Meeting(1)
+
+    def work(order: Order) -> Result:
+        meeting.attend()
+        return {"by": os.getpid()}
+
+    crew = Crew(work, 2)
+    (other,) = {crew.take(ticket)["by"] for ticket in [crew.give({}), crew.give({})]} - {HERE}
     crew.close()
-    for pid in others:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(other, 0)
 
 
 def shelved(shelf: Shelf, round_number: int, value: float) -> ShelvedAnswer:

@@ -31,9 +31,10 @@ from privet.server.run_folder import RunFolder
 from privet.server.simulated import simulated_submission
 from privet.simulations.cohort.unsupported import UnsupportedError
 from privet.simulations.cohort_work import CohortWork
-from privet.simulations.crew import Crew, Order, Result
+from privet.simulations.crew import Crew, Result
 from privet.simulations.engine import PRECISIONS, Engine, EngineName
 from privet.simulations.grid import Fault
+from privet.simulations.order_queue import Order
 from privet.simulations.scenario import Scenario
 from privet.simulations.shelf import Shelf
 from privet.simulations.sweep_point import run_point
@@ -453,9 +454,14 @@ def test_sum_is_right_though_a_process_is_killed_when_it_has_added(make_plan: Ma
     shelf.rows[rows] = 1.0
     work = CohortWork(model, scenario.trainable, scenario.submission, scenario.world, shelf)
 
+    come, added = os.pipe()
+
     def dying(order: Order) -> Result:
+        if os.getpid() == here and len(crew) == 3:  # till the others have a part each
+            assert os.read(come, 1) + os.read(come, 1) == b".."
         result = work(order)
         if os.getpid() != here:
+            os.write(added, b".")
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
