@@ -136,11 +136,13 @@ class SeededRandomness:
     def gaussian_into(self, out: Tensor, stddev: float) -> None:
         """See Randomness. In place, but on a GPU."""
         values = out if out.device.type == "cpu" and out.is_contiguous() else torch.empty(len(out))
-        for part in torch.split(values, 2 * _PAIRS):
+        numbers = values.numpy()
+        for start in range(0, len(numbers), 2 * _PAIRS):
+            part = numbers[start : start + 2 * _PAIRS]
             pairs = (len(part) + 1) // 2
             stream = bytearray(8 * pairs + _BLOCK_BYTES)  # with room that the cipher asks for
             self._keystream.update_into(_ZEROS[: 8 * pairs], stream)
-            normals_of(np.frombuffer(stream, dtype="<u4", count=2 * pairs), stddev, part.numpy())
+            normals_of(np.frombuffer(stream, dtype="<u4", count=2 * pairs), stddev, part)
         if values is not out:
             out.copy_(values)
 
