@@ -2,6 +2,7 @@
 
 Without weights a node's sums are taken at once. With weights, which are known when the norms of all layers are, each
 record's own gradient is kept; where those are too many, what they are made of, and each sum is a product of its own.
+With weights all is summed place by place, never by frequencies: what a record adds rounds as its norm did.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .convolution import StackedConvolution
 from .layers import weighted_channels
-from .places import record_gradients
+from .places import Convolved, record_gradients
 from .stacked import HELD, squared_lengths
 
 Taken = tuple[Tensor, Tensor, Tensor]  # what went in, derivatives by what came out, the kernel
@@ -28,8 +29,8 @@ class KernelGradients(ABC):
         self._shape = nodes, places
 
     @abstractmethod
-    def take(self, nodes: list[int], inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
-        """Of some nodes' first places what went in [B, n * C, H, W], and derivatives by what came out."""
+    def take(self, nodes: list[int], passed: Convolved, backprops: Tensor) -> None:
+        """Of some nodes' first places what was convolved, and derivatives by what came out, [B, n * O, H', W']."""
 
     @abstractmethod
     def squared_norms(self, backprops: Tensor) -> Tensor:
@@ -39,11 +40,10 @@ class KernelGradients(ABC):
     def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
         """Add to the layer's sums, as StackedLayer does; `backprops` were taken already."""
 
-    def _sum(self, sums: Sums, nodes: list[int], taken: Taken) -> None:
-        inputs, backprops, kernel = taken
+    def _sum(self, sums: Sums, nodes: list[int], passed: Convolved, backprops: Tensor) -> None:
         found = {}
         if "weight" in self._layer.trained:
-            found["weight"] = self._layer.geometry.by_kernel(backprops, inputs, kernel, len(nodes))
+            found["weight"] = passed.by_kernel(backprops)
         if "bias" in self._layer.trained:
             found["bias"] = backprops.sum(dim=(0, 2, 3))
         for name, total in found.items():
@@ -63,8 +63,8 @@ class _Summed(KernelGradients):
         super().__init__(layer, nodes, places)
         self._sums: Sums = defaultdict(dict)
 
-    def take(self, nodes: list[int], inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
-        self._sum(self._sums, nodes, (inputs, backprops, kernel))
+    def take(self, nodes: list[int], passed: Convolved, backprops: Tensor) -> None:
+        self._sum(self._sums, nodes, passed, backprops.float())
 
     def squared_norms(self, backprops: Tensor) -> Tensor:
         raise ValueError("norms are asked for of gradients that were summed")
@@ -81,9 +81,9 @@ class _Kept(KernelGradients):
         self._kept = {name: torch.empty(nodes, places, size) for name, size in layer.sizes.items()}  # see `shaped`
         self._taken: set[int] = set()
 
-    def take(self, nodes: list[int], inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
+    def take(self, nodes: list[int], passed: Convolved, backprops: Tensor) -> None:
         self._taken.update(nodes)
-        for node, taken in _apart(nodes, (inputs, backprops, kernel)):
+        for node, taken in _apart(nodes, passed, backprops):
             _of_records(self._layer, taken, {name: part[node] for name, part in self._kept.items()})
 
     def squared_norms(self, backprops: Tensor) -> Tensor:
@@ -107,13 +107,14 @@ class _Remade(KernelGradients):
     def __init__(self, layer: StackedConvolution, nodes: int, places: int) -> None:
         super().__init__(layer, nodes, places)
         self._squares = torch.zeros(nodes, places, dtype=torch.float64)
-        self._taken: list[tuple[list[int], Taken]] = []
+        self._passed: list[tuple[list[int], Convolved, Tensor]] = []
 
-    def take(self, nodes: list[int], inputs: Tensor, backprops: Tensor, kernel: Tensor) -> None:
-        self._taken.append((nodes, (inputs, backprops, kernel)))
+    def take(self, nodes: list[int], passed: Convolved, backprops: Tensor) -> None:
+        by_places = Convolved(passed.geometry, passed.inputs, passed.kernel, passed.units)
+        self._passed.append((nodes, by_places, backprops.float()))
         at_once = max(1, HELD // sum(self._layer.sizes.values()))
-        for node, (own_inputs, own_backprops, own_kernel) in _apart(nodes, (inputs, backprops, kernel)):
-            for start in range(0, len(inputs), at_once):
+        for node, (own_inputs, own_backprops, own_kernel) in _apart(nodes, passed, backprops):
+            for start in range(0, len(own_inputs), at_once):
                 rows = slice(start, start + at_once)
                 taken = own_inputs[rows], own_backprops[rows], own_kernel
                 parts = {name: torch.empty(len(taken[0]), size) for name, size in self._layer.sizes.items()}
@@ -126,18 +127,17 @@ class _Remade(KernelGradients):
 
     def add_sums(self, backprops: Tensor, weights: Tensor | None = None) -> None:
         sums: Sums = defaultdict(dict)
-        for nodes, (inputs, backprops_of_unit, kernel) in self._taken:
-            weighted = backprops_of_unit
+        for nodes, passed, weighted in self._passed:
             if weights is not None:
-                weighted = weighted_channels(weighted, weights[: len(inputs), nodes])
-            self._sum(sums, nodes, (inputs, weighted, kernel))
+                weighted = weighted_channels(weighted, weights[: len(weighted), nodes])
+            self._sum(sums, nodes, passed, weighted)
         self._layer.put(sums)
 
 
-def _apart(nodes: list[int], taken: Taken) -> Iterator[tuple[int, Taken]]:
-    """What was taken of some nodes, of each."""
-    inputs, backprops, kernel = taken
-    parts = inputs.chunk(len(nodes), dim=1), backprops.chunk(len(nodes), dim=1), kernel.chunk(len(nodes))
+def _apart(nodes: list[int], passed: Convolved, backprops: Tensor) -> Iterator[tuple[int, Taken]]:
+    """What was taken of some nodes, of each; float32."""
+    wide = passed.inputs.float(), backprops.float()
+    parts = *(values.chunk(len(nodes), dim=1) for values in wide), passed.kernel.chunk(len(nodes))
     return zip(nodes, zip(*parts, strict=True), strict=True)
 
 

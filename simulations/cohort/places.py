@@ -54,6 +54,32 @@ class Geometry:
         return self.dilation[0] * (self.kernel[0] - 1) + 1, self.dilation[1] * (self.kernel[1] - 1) + 1
 
 
+class Convolved:
+    """A convolution that is passed, and how to come back from derivatives by what came out: here place by place.
+
+    Of `units` nodes side by side: inputs [B, U * C, H, W], kernel [U * O, C / groups, kh, kw].
+    """
+
+    def __init__(self, geometry: Geometry, inputs: Tensor, kernel: Tensor, units: int) -> None:
+        self.geometry = geometry
+        self.inputs = inputs
+        self.kernel = kernel
+        self.units = units
+
+    def output(self, bias: Tensor | None) -> Tensor:
+        """[B, U * O, H', W']."""
+        return self.geometry.convolved(self.inputs, self.kernel, bias, self.units)
+
+    def by_inputs(self, backprops: Tensor) -> Tensor:
+        """The derivative by the inputs, in the precision of `backprops`."""
+        kinds = self.inputs.to(backprops.dtype), self.kernel.to(backprops.dtype)
+        return self.geometry.by_inputs(backprops, *kinds, self.units)
+
+    def by_kernel(self, backprops: Tensor) -> Tensor:
+        """The derivative by the kernel, float32."""
+        return self.geometry.by_kernel(backprops.float(), self.inputs.float(), self.kernel, self.units)
+
+
 def record_gradients(geometry: Geometry, inputs: Tensor, backprops: Tensor, kernel: Tensor, out: Tensor) -> None:
     """Each record's gradient by one node's kernel, [B, P], its numbers in the order that `in_order` undoes."""
     if not by_windows(geometry, kernel):

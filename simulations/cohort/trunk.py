@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .chain import CHANNELWISE, ELEMENTWISE, PLANE
 from .convolution import StackedConvolution
+from .frequencies import convolved
 from .kernel_gradients import KernelGradients, kernel_gradients
 from .layers import StackedGroupNorm
 from .modules import BY_HAND, Back, by_torch, pair, relu_in_place
@@ -127,16 +128,14 @@ class Trunk:
 
     def _convolved(self, layer: StackedConvolution, place: int, unit: "Unit", inputs: Tensor) -> tuple[Tensor, Back]:
         kernel, bias = layer.of_nodes(unit.nodes)
+        passed = convolved(layer.geometry, inputs, kernel, len(unit.nodes))
         is_asked = self._is_continued or place > 0
 
         def back(backprops: Tensor) -> Tensor | None:
-            self._gradients[place].take(unit.nodes, inputs.float(), backprops.float(), kernel)
-            if not is_asked:
-                return None
-            kinds = inputs.to(backprops.dtype), kernel.to(backprops.dtype)
-            return layer.geometry.by_inputs(backprops, *kinds, len(unit.nodes))
+            self._gradients[place].take(unit.nodes, passed, backprops)
+            return passed.by_inputs(backprops) if is_asked else None
 
-        return layer.geometry.convolved(inputs, kernel, bias, len(unit.nodes)), back
+        return passed.output(bias), back
 
 
 @dataclass(frozen=True, slots=True)

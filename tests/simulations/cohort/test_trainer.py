@@ -171,6 +171,46 @@ def test_any_batches_of_any_nodes(data: st.DataObject, make_submission: Make) ->
     assert_alike(task, submission, task.records(sum(sizes)), shares_of(sizes), draws, data.draw(st.integers(1, 6)))
 
 
+# As McMahan et al. 2017 have it, smaller: the second convolution is passed by frequencies.
+LARGE_KERNELS = AnyTask(
+    lambda: nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(576, 16),
+        nn.ReLU(),
+        nn.Linear(16, 4),
+    ),
+    (1, 14, 14),
+)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("private", [True, False])
+def test_large_kernels(make_submission: Make, private: bool, at_once: int) -> None:
+    """Also of records of which a part is flat: where all that a window sees is zero, there are ties."""
+    records = LARGE_KERNELS.records(60)
+    records.inputs[::2, :, :9] = 0.0
+    submission = make_submission("training.local-steps=3", "training.learning-rate=0.1", private=private)
+    assert_alike(LARGE_KERNELS, submission, records, shares_of([20, 22, 18]), at_once=at_once)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("private", [True, False])
+def test_record_that_is_not_finite_before_large_kernels(make_submission: Make, private: bool, value: float) -> None:
+    records = LARGE_KERNELS.records(8)
+    records.inputs[3, 0, 6, 7] = value
+    submission = make_submission("training.local-steps=2", "privacy.sampling-rate=1.0", private=private)
+    found = together(LARGE_KERNELS, submission, records, shares_of([5, 3]), [partial(Quiet, n) for n in range(2)], 2)
+    alone, _, taken_out = one_by_one(LARGE_KERNELS, submission, records, shares_of([5, 3]), [Quiet(0), Quiet(1)])
+    assert list(found.taken_out) == taken_out
+    assert torch.equal(found.values.isnan(), alone.isnan())
+
+
 BAD = [float("inf"), float("-inf"), float("nan"), 3e38]
 
 

@@ -1,10 +1,12 @@
 """Convolutions of many nodes by units: outputs, gradients and norms are torch's own, record by record."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from privet.simulations.cohort.chain import Chain
 from privet.simulations.cohort.convolution import StackedConvolution
+from privet.simulations.cohort.frequencies import pays
 from privet.simulations.cohort.stacked import HELD
 from privet.simulations.cohort.trunk import Trunk, trunk_end, units_of, used
 from torch import Tensor, nn
@@ -70,7 +72,28 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 def test_unit_gives_what_torch_gives_record_by_record(
     drawn: tuple[list[nn.Module], tuple[int, int, int]], counts: list[int], by_record: bool
 ) -> None:
-    modules, shape = drawn
+    assert_as_torch(*drawn, counts, by_record)
+
+
+@pytest.mark.parametrize("by_record", [True, False])
+@pytest.mark.parametrize("counts", [[3, 3, 2], [5, 0, 1]])
+def test_unit_with_large_kernels_gives_what_torch_gives_record_by_record(counts: list[int], by_record: bool) -> None:
+    """By frequencies (frequencies.py): the second of these, between two that are not."""
+    modules: list[nn.Module] = [
+        nn.Conv2d(1, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 5, padding=2, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(32, 2, 3),
+        nn.Flatten(),
+    ]
+    assert pays(StackedConvolution(modules[3]).geometry, (7, 8), 32, 32)
+    assert_as_torch(modules, (1, 15, 16), counts, by_record)
+
+
+def assert_as_torch(modules: list[nn.Module], shape: tuple[int, int, int], counts: list[int], by_record: bool) -> None:
+    """Outputs, derivatives by the inputs, sums and, where asked for, norms."""
     generator = torch.Generator().manual_seed(sum(counts))
     normal = lambda *size: torch.randn(size, generator=generator)  # noqa: E731
     real = torch.arange(PLACES).unsqueeze(1) < torch.tensor(counts)
