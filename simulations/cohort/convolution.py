@@ -70,7 +70,7 @@ class StackedConvolution(RecordwiseLayer):
         value = self._value(name)
         if value is None:
             return None
-        return value[nodes[0]] if len(nodes) == 1 else value[nodes].flatten(0, 1)
+        return value[nodes[0]] if len(nodes) == 1 else torch.cat([value[node] for node in nodes])
 
     @property
     def sizes(self) -> dict[str, int]:

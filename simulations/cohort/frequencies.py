@@ -49,7 +49,8 @@ def pays(geometry: Geometry, plane: tuple[int, int], channels: int, channels_out
     >>> [pays(Geometry((5, 5), *one), (14, 14), *pair) for pair in ((32, 64), (1, 32))]
     [True, False]
     """
-    if geometry.stride != (1, 1) or geometry.dilation != (1, 1) or geometry.groups != 1:
+    is_wide = channels * channels_out >= _CHANNELS * (channels + channels_out)
+    if not is_wide or geometry.stride != (1, 1) or geometry.dilation != (1, 1) or geometry.groups != 1:
         return False
     sides = list(zip(plane, geometry.kernel, geometry.padding, strict=True))
     if any(padding >= length for _, length, padding in sides):
@@ -59,7 +60,6 @@ def pays(geometry: Geometry, plane: tuple[int, int], channels: int, channels_out
     return (
         max(frequencies) <= _LONGEST
         and places * math.prod(geometry.kernel) >= _SAVED * math.prod(frequencies)
-        and channels * channels_out >= _CHANNELS * (channels + channels_out)
         and channels * channels_out * math.prod(frequencies) <= _HELD
     )
 

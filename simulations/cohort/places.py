@@ -1,8 +1,9 @@
 """Places: what a convolution does with those of a plane, in memory order channels-last.
 
-Forward and both derivatives are oneDNN's convolutions, which run near what a core can do. The gradients of each record
-are products of the windows under the kernel, where these are few values (measured on AVX-512: of 9 values a quarter of
-the time, of 144 two thirds, of 800 as long), else one convolution more, with a group for each record.
+Forward and both derivatives are oneDNN's convolutions, which run near what a core can do; large kernels over small
+planes are faster in another way (frequencies.py). The gradients of each record are products of the windows under the
+kernel, where these are few values (measured on AVX-512: of 9 values a quarter of the time, of 144 two thirds, of 800 as
+long), else one convolution more, with a group for each record.
 """
 
 from dataclasses import dataclass

@@ -87,8 +87,11 @@ class Trunk:
     def _cropped(self, inputs: Tensor) -> Tensor:
         """What has a part in the outputs; all, where something else is not finite: that shows in the gradients."""
         height, width = used(self._stages, (inputs.shape[3], inputs.shape[4]))
+        used_planes = inputs[..., :height, :width]
+        if bool(torch.isfinite(inputs.sum())):  # cheaper than of the dropped alone
+            return used_planes
         dropped = inputs[..., height:, :].sum() + inputs[..., width:].sum()
-        return inputs[..., :height, :width] if bool(torch.isfinite(dropped)) else inputs
+        return used_planes if bool(torch.isfinite(dropped)) else inputs
 
     def back(self, derivatives: Tensor) -> Tensor | None:
         """From derivatives by the outputs [N, B, ...] to those by the inputs, [B, N, C, H, W]."""
@@ -194,9 +197,11 @@ def _window(stage: nn.Module) -> tuple[tuple[int, int], tuple[int, int]] | None:
 
 def _widened(planes: Tensor, unit: Unit) -> Tensor:
     """Those of a unit of [B, N, C, H, W] as [B, n * C, H, W], channels-last in memory, which its strides say."""
-    own = planes[:, unit.nodes[0]].unsqueeze(1) if len(unit.nodes) == 1 else planes[:, unit.nodes]
-    wide = own.flatten(1, 2)
-    return torch.empty(wide.shape, dtype=wide.dtype, memory_format=torch.channels_last).copy_(wide)
+    shape = len(planes), len(unit.nodes) * planes.shape[2], *planes.shape[3:]
+    wide = torch.empty(shape, dtype=planes.dtype, memory_format=torch.channels_last)
+    for node, part in zip(unit.nodes, wide.chunk(len(unit.nodes), dim=1), strict=True):
+        part.copy_(planes[:, node])
+    return wide
 
 
 def _is_plain_convolution(stage: nn.Module) -> bool:

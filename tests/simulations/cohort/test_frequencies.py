@@ -107,6 +107,16 @@ def test_only_float32_is_passed_by_frequencies() -> None:
     inputs, kernel = normal(2, 64, 14, 14), normal(128, 32, 5, 5)
     assert type(convolved(PLAIN, inputs, kernel, 2)) is ByFrequencies
     assert type(convolved(PLAIN, inputs.double(), kernel.double(), 2)) is Convolved
+
+
+def test_half_the_bits_are_passed_place_by_place() -> None:
+    """To a hundredth, as numbers of 8 bits are; the sums over records are float32."""
+    inputs, kernel, backprops = normal(2, 64, 14, 14), normal(128, 32, 5, 5), normal(2, 128, 14, 14)
+    whole = convolved(PLAIN, inputs, kernel, 2)
     with torch.autocast("cpu", torch.bfloat16):
         halved = convolved(PLAIN, inputs, kernel, 2)
-        assert halved.output(None).dtype == torch.bfloat16
+        found = halved.output(None), halved.by_inputs(backprops.bfloat16()), halved.by_kernel(backprops.bfloat16())
+    assert [part.dtype for part in found] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    expected = whole.output(None), whole.by_inputs(backprops), whole.by_kernel(backprops)
+    for part, wanted in zip(found, expected, strict=True):
+        assert float((part.float() - wanted).norm()) <= 0.01 * float(wanted.norm())
