@@ -83,6 +83,7 @@ class CohortWork:
         self._rows = torch.from_numpy(shelf.rows)
         self._parameters = torch.from_numpy(_shared(np.float32, model.size))
         self._sum = torch.from_numpy(_shared(np.float64, model.size))
+        self._added_rows, self._added_shares = (_shared(kind, len(shelf.rows)) for kind in (np.int64, np.float64))
         self._terms = torch.empty(_TERMS_AT_ONCE, dtype=torch.float64)
         self._early: torch.Tensor | None = None
         self._looked = torch.from_numpy(_shared(np.float32, model.size))
@@ -216,11 +217,13 @@ class CohortWork:
         return self._shelf.answer(row, "").parameters
 
     def sum_orders(self, rows: Sequence[int], shares: Sequence[float], processes: int) -> list[Order]:
-        """How the sum of rows, each times its share, is computed: a part of the model for each process."""
+        """How the sum of rows, each times its share, is computed: a part of the model for each process. One sum at a
+        time.
+        """
         parts = processes if len(rows) * self._model.size >= _WORTH_SHARING else 1
         ends = [self._model.size * part // parts for part in range(parts + 1)]
-        job = {"do": "add", "rows": list(rows), "shares": list(shares)}
-        return [job | {"from": start, "to": end} for start, end in pairwise(ends)]
+        self._added_rows[: len(rows)], self._added_shares[: len(rows)] = rows, shares
+        return [{"do": "add", "count": len(rows), "from": start, "to": end} for start, end in pairwise(ends)]
 
     def add_now(self, rows: Sequence[int], shares: Sequence[float]) -> None:
         """Add rows, each times its share, in this process: for when it would wait. See `taken_sum`."""
@@ -236,9 +239,10 @@ class CohortWork:
         return {slot.name: values[slot.start : slot.end] for slot in self._model.slots}
 
     def _add(self, order: Order) -> None:
-        start, end = order["from"], order["to"]
+        start, end, count = order["from"], order["to"], order["count"]
         self._sum[start:end] = 0.0  # here, since an order may be carried out twice
-        self._add_rows(self._sum, order["rows"], order["shares"], start, end)
+        rows, shares = (array[:count].tolist() for array in (self._added_rows, self._added_shares))
+        self._add_rows(self._sum, rows, shares, start, end)
 
     def _add_rows(
         self, total: torch.Tensor, rows: Sequence[int], shares: Sequence[float], first: int, last: int

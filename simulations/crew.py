@@ -2,7 +2,7 @@
 
 They are forked from this process when all that they need is loaded, so that records, models and mapped memory are the
 same pages for all. What passes between them are orders and results, in JSON. Orders lie in a queue, from which whoever
-is free takes the oldest: this process too, where it would only wait. An order gives the same result whoever carries it
+is free takes the next: this process too, where it would only wait. An order gives the same result whoever carries it
 out: so results do not depend on how many processes there are, nor on who is quicker; and what a process was at that
 dies is carried out again.
 """
@@ -17,6 +17,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +32,8 @@ Result = dict[str, Any]
 Work = Callable[[Order], Result]
 
 _READ_BYTES = 1 << 16
+# How long a process may be at taking an order, which takes no time: then it was stopped, and does nothing any more.
+_PATIENCE_SECONDS, _MOMENT_SECONDS = 5.0, 0.01
 _PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger("privet.node")
@@ -63,7 +66,6 @@ class Crew:
         self._waiting: deque[int] = deque()  # of the orders, those that are not in the queue, nor at anybody
         self._results: dict[int, Result] = {}
         self._given = 0
-        self._is_frozen = processes > 1
         if processes > 1:
             with undisturbed():
                 gc.collect()
@@ -125,11 +127,12 @@ class Crew:
         with undisturbed():
             for worker in list(self._workers):
                 self._bury(worker)
-            self._selector.close()
+            self._waiting = deque(sorted(self._orders))  # whoever still asks for one carries it out himself
             if self._queue is not None:
                 self._queue.close()
-            if self._is_frozen:
+                self._queue = None
                 gc.unfreeze()
+            self._selector.close()
 
     def __enter__(self) -> Self:
         return self
@@ -163,9 +166,9 @@ class Crew:
     def _next(self) -> int | None:
         """The ticket of what this process is to carry out, if there is anything; it is among the waiting."""
         if not self._waiting and self._queue is not None:
-            taken = self._queue.take()
-            if taken is not None:
-                self._waiting.append(taken[0])
+            ticket = self._queue.take()
+            if ticket is not None:
+                self._waiting.append(ticket)
         return self._waiting[0] if self._waiting else None
 
     def _carry_out(self, ticket: int) -> None:
@@ -213,12 +216,22 @@ class Crew:
     def _take_back(self) -> None:
         """What nobody alive is known to be at is to be handed out, again."""
         assert self._queue is not None
-        with self._queue.nobody_takes():  # so whoever has taken something has said so
-            for worker in self._workers:
-                self._is_heard(worker)  # who is gone by now is found so when he is listened to next
-            while self._queue.take() is not None:
-                pass
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while not self._queue.stop():  # somebody is taking something, and will have said so
+            self._hear_all()
+            self._selector.select(_MOMENT_SECONDS)
+            if time.monotonic() > until:  # he was stopped
+                for worker in list(self._workers):
+                    self._bury(worker)
+        self._hear_all()
+        while self._queue.take() is not None:
+            pass
+        self._queue.go_on()
         self._waiting = deque(sorted(self._orders.keys() - {worker.ticket for worker in self._workers}))
+
+    def _hear_all(self) -> None:
+        for worker in self._workers:
+            self._is_heard(worker)  # who is gone by now is found so when he is listened to next
 
     def _bury(self, worker: _Worker) -> None:
         """It is gone, or to go."""

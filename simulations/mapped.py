@@ -29,7 +29,7 @@ class MappedFile:
     def __init__(self, path: Path | None, length: int) -> None:
         self._path = path
         try:
-            with _nameless() if path is None else _opened(path, length) as file:
+            with nameless() if path is None else _opened(path, length) as file:
                 file.truncate(length)
                 self.memory = mmap.mmap(file.fileno(), length)
                 self._descriptor = os.dup(file.fileno())
@@ -77,7 +77,8 @@ def _opened(path: Path, length: int) -> BinaryIO:
     return path.open("r+b" if path.exists() and path.stat().st_size == length else "w+b")
 
 
-def _nameless() -> BinaryIO:
+def nameless() -> BinaryIO:
+    """A file without a name: in memory where the system has such files (Linux, but not every Python was built so)."""
     if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("privet-round"), "w+b")
+        return os.fdopen(os.memfd_create("privet"), "w+b")
     return cast(BinaryIO, tempfile.TemporaryFile())

@@ -48,7 +48,7 @@ from .onlooker import Onlooker
 from .rehearsal import is_sure_of_opacus
 from .shelf import Shelf
 from .variates import HearingGrid, Variates, corrected, settled
-from .views import RoundView, Views
+from .views import RoundView, Views, executed_by
 from .world import World, check_sizes
 
 # At most so many rounds get an `epsilon_executed` of their own: each is an accountant's run of some 30 ms, which is
@@ -335,6 +335,7 @@ class Scenario:
         """The processes that train in groups, forked before ledgers are opened."""
         if self._work is None:
             return None
+        executed_by(self.submission, 1, 1)  # what accounts for a round is loaded once, and not in each process
         return Crew(self._work, processes_for(self.engine, self.submission.plan, self.world, self._processes))
 
     def _ray_grid(self, contexts: Mapping[int, Context], fault: Fault | None) -> LocalGrid:

@@ -40,7 +40,7 @@ def executed_epsilon(plan: Plan, noise_multiplier: float, attempts: int, rounds:
     and unit, neighbours add or remove one unit, by PLD, rounded up. None without a claim. At unit `node`, `attempts`
     are rounds.
 
-    It holds as if the schedule was fixed in advance; what is charged and enforced is the claim. Some 50 ms.
+    It holds as if the schedule was fixed in advance; what is charged and enforced is the claim. Some 30 ms.
     """
     if plan.privacy.delta is None:
         return None

@@ -120,6 +120,14 @@ def test_processes_end_with_the_crew() -> None:
         os.kill(other, 0)
 
 
+def test_what_nobody_has_done_when_a_crew_ends_is_done_by_who_asks() -> None:
+    crew = Crew(squared, 2)
+    tickets = [crew.give({"number": number}) for number in range(50)]
+    crew.close()
+    assert [crew.take(ticket)["square"] for ticket in tickets] == [number**2 for number in range(50)]
+    crew.close()
+
+
 def shelved(shelf: Shelf, round_number: int, value: float) -> ShelvedAnswer:
     row = shelf.place(round_number)
     shelf.rows[row] = value
