@@ -81,6 +81,30 @@ def test_what_a_killed_process_was_at_is_done_again() -> None:
         assert crew.take(crew.give({"number": 5})) == {"square": 25, "by": HERE}
 
 
+def test_what_a_living_process_is_at_is_not_done_again() -> None:
+    meeting, has_met = Meeting(2), list[bool]()
+    (lot, lots), (end, ends), (done, does) = os.pipe(), os.pipe(), os.pipe()
+    os.write(lots, b"kw")  # one of the two others is killed, one waits
+
+    def work(order: Order) -> Result:
+        os.write(does, bytes([order["number"]]))
+        if has_met:  # it is what the killed one was at
+            os.write(ends, b".")
+            return squared(order)
+        meeting.attend()
+        has_met.append(True)
+        if os.getpid() != HERE and os.read(lot, 1) == b"k":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if os.getpid() != HERE:
+            os.read(end, 1)
+        return squared(order)
+
+    with Crew(work, 3) as crew:
+        tickets = [crew.give({"number": number}) for number in range(3)]
+        assert [crew.take(ticket)["square"] for ticket in tickets] == [0, 1, 4]
+    assert sorted(os.read(done, 9)) in ([0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 2, 2])
+
+
 @pytest.mark.parametrize("length", [30_000, 150_000])  # more than lie in the queue, and too long ones
 def test_orders_that_the_queue_does_not_take_are_carried_out_too(length: int) -> None:
     with Crew(lambda order: {"length": len(order["text"]), "number": order["number"]}, 2) as crew:

@@ -22,6 +22,7 @@ from privet.client.tasks.registry import load_task
 from privet.privacy.audit.replay import audit_ledger
 from privet.privacy.budget.accounts import AccountBook, AccountTerms
 from privet.privacy.budget.book import DeclaredDataset
+from privet.privacy.budget.charge import executed_epsilon
 from privet.privacy.budget.ledger import Entry
 from privet.privacy.channel import words
 from privet.privacy.plan import Plan
@@ -247,6 +248,22 @@ def test_one_model_on_any_number_of_processes(make_plan: Make, tmp_path: Path, p
     carried_out(single, fault=lambda asked, reply: reply)
     models.append(model_of(single))
     assert all(np.array_equal(models[0], other) for other in models[1:])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rounds_tell_what_they_have_cost(make_plan: Make, tmp_path: Path, processes: int) -> None:
+    """Every second one of 21, and the last, which tells what the ledgers tell; whoever has accounted for it."""
+    plan = make_plan("run.rounds=21", "simulation.nodes=6", private=True)
+    scenario = scenario_of(plan, tmp_path / "run", "cohort", Sevens(), processes=processes)
+    scenario.run(lambda view: None)
+    cost = {view.round: view.epsilon_executed for view in scenario.views.until(21)}
+    claim = scenario.submission.claim
+    assert claim is not None
+    for number in range(1, 21):
+        expected = None if number % 2 else executed_epsilon(plan, claim.noise_multiplier, number, number)
+        assert cost[number] == expected
+    assert cost[21] == max(standing.epsilon_executed or Decimal(0) for standing in scenario.standings())
+    scenario.close()
 
 
 class _Cut(KeyboardInterrupt):
