@@ -259,10 +259,13 @@ def test_filling_records_reach_nothing(make_submission: Make) -> None:
     assert not torch.equal(first.values[1], second.values[1])
 
 
-def test_more_records_than_pass_at_once(make_submission: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("private", [True, False])
+def test_more_records_than_pass_at_once(make_submission: Make, private: bool) -> None:
+    """All of a step are passed before anything is moved."""
     task = TASKS["mlp"]
     count = 2 * cohort_sums.HELD_RECORDS + 500
-    submission = make_submission("training.local-steps=1", "privacy.sampling-rate=1.0", private=True)
+    assignments = ("training.local-steps=1", "privacy.sampling-rate=1.0", "training.learning-rate=0.5")
+    submission = make_submission(*assignments, private=private)
     assert_alike(task, submission, task.records(count), shares_of([count - 300, 300]), at_once=2)
 
 
