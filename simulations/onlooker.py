@@ -10,6 +10,7 @@ from ..privacy.submission import Submission
 from ..server.checkpoints import State
 from .cohort_work import CohortWork
 from .crew import Crew
+from .undisturbed import undisturbed
 from .views import RoundView, Views, executed_by
 from .world import World
 
@@ -59,8 +60,9 @@ class Onlooker:
         """Show what has not been shown."""
         if self._pending is not None and self._crew is not None:
             state, ticket = self._pending
-            self._pending = None
-            seen = self._crew.take(ticket)
+            self._crew.wait(ticket)
+            with undisturbed():  # or what is seen would be lost to Ctrl-C
+                seen, self._pending = self._crew.take(ticket), None
             if "failed" in seen:
                 self._look_here(state)
             else:

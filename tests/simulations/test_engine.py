@@ -513,5 +513,6 @@ def test_ctrl_c_at_any_moment_loses_nothing(make_plan: Make, tmp_path: Path, del
     again = Scenario(cut.plan, cut.submission, cut.folder, cut.world, CPU, engine="cohort", processes=2)
     carried_out(again)
     assert np.array_equal(model_of(again), model_of(whole))
+    assert [view.round for view in again.views.until(20)] == list(range(21))
     for name in again.world.shares:
         assert [entry.kind for entry in entries_of(again, name)][3:] == ["charge", *["begin", "answer"] * 20]
