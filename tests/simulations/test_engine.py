@@ -494,6 +494,8 @@ def test_sum_is_right_though_a_process_is_killed_when_it_has_added(make_plan: Ma
     assert np.array_equal(np.concatenate(list(work.taken_sum(is_ordered=True).values())).astype(np.float32), whole)
 
 
+# Python may be interrupted between what a `with` opens and the `with`: that is closed when nobody has it any more.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("delay", [0.02, 0.05, 0.1, 0.15, 0.2, 0.3])
 def test_ctrl_c_at_any_moment_loses_nothing(make_plan: Make, tmp_path: Path, delay: float) -> None:
     plan = make_plan("run.rounds=20", "simulation.nodes=7", private=True)
