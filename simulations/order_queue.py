@@ -22,7 +22,7 @@ _LONGEST = 1 << 16
 
 
 class OrderQueue:
-    """Begin it, then fork. One process puts orders in, under tickets, and takes them too; others are `taken` by."""
+    """Begin it, then fork. The first process puts orders in, under tickets, and may `take` some; others use `taken`."""
 
     def __init__(self) -> None:
         self._ours, self._all = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -52,7 +52,7 @@ class OrderQueue:
     def taken(self, say: Callable[[int], object]) -> Iterator[tuple[int, Order]]:
         """For another process: tickets and orders as they come, until the first process is gone.
 
-        `say`: tells the first process what was taken; nobody stands between taking and telling who is not in the lock.
+        `say`: tells the first process what was taken, while the lock is held.
         """
         self._ours.close()  # or nobody would notice that the first process is gone
         while True:

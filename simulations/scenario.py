@@ -335,8 +335,10 @@ class Scenario:
         """The processes that train in groups, forked before ledgers are opened."""
         if self._work is None:
             return None
-        executed_by(self.submission, 1, 1)  # what accounts for a round is loaded once, and not in each process
-        return Crew(self._work, processes_for(self.engine, self.submission.plan, self.world, self._processes))
+        processes = processes_for(self.engine, self.submission.plan, self.world, self._processes)
+        if processes > 1:
+            executed_by(self.submission, 1, 1)  # what accounts for a round is loaded once, and not in each of them
+        return Crew(self._work, processes)
 
     def _ray_grid(self, contexts: Mapping[int, Context], fault: Fault | None) -> LocalGrid:
         """Its workers open the ledgers; this process does so when they are done."""
