@@ -35,10 +35,12 @@ from privet.simulations.cohort_work import CohortWork
 from privet.simulations.crew import Crew, Result
 from privet.simulations.engine import PRECISIONS, Engine, EngineName
 from privet.simulations.grid import Fault
+from privet.simulations.onlooker import Onlooker
 from privet.simulations.order_queue import Order
 from privet.simulations.scenario import Scenario
 from privet.simulations.shelf import Shelf
 from privet.simulations.sweep_point import run_point
+from privet.simulations.views import RoundView
 from privet.simulations.world import World
 from safetensors.numpy import load_file
 from signed_ledgers import opened, read
@@ -492,6 +494,39 @@ def test_sum_is_right_though_a_process_is_killed_when_it_has_added(make_plan: Ma
         expected.add({"all": shelf.rows[row]}, 1)
     (whole,) = dict(expected.result()).values()
     assert np.array_equal(np.concatenate(list(work.taken_sum(is_ordered=True).values())).astype(np.float32), whole)
+
+
+def test_round_that_ctrl_c_was_waiting_for_is_shown(make_plan: Make, tmp_path: Path) -> None:
+    scenario = scenario_of(make_plan(), tmp_path / "run", "cohort", Sevens())
+    model, here = scenario.engine.model, os.getpid()
+    assert model is not None
+    shelf = Shelf(tmp_path / "rows.bin", model.initial, nodes=3)
+    work = CohortWork(model, scenario.trainable, scenario.submission, scenario.world, shelf)
+    interruptions, (come, comes) = [KeyboardInterrupt()], os.pipe()
+
+    def interrupted(order: Order) -> Result:
+        if os.getpid() != here:  # the other has something to do, so this process looks at the round
+            os.write(comes, b".")
+            signal.pause()
+        if interruptions:
+            raise interruptions.pop()
+        return work(order)
+
+    def view_of(state: State, scores: dict[str, float], epsilon: Decimal | None) -> RoundView:
+        return RoundView(state.round, scores, epsilon, 0, {})
+
+    shown: list[RoundView] = []
+    with Crew(interrupted, 2) as crew:
+        crew.give({})
+        os.read(come, 1)
+        about = scenario.submission, scenario.trainable, scenario.world
+        onlooker = Onlooker(*about, lambda state: None, view_of, scenario.views, shown.append, work, crew)
+        onlooker.look(State(1, model.initial, {}, {}, {}, ()))
+        with pytest.raises(KeyboardInterrupt):
+            onlooker.catch_up()
+        onlooker.catch_up()
+    assert [view.round for view in shown] == [1]
+    assert shown[0].scores
 
 
 # Python may be interrupted between what a `with` opens and the `with`: that is closed when nobody has it any more.
